@@ -1,0 +1,33 @@
+//! The operations Aquatint's models are written on, one file an op.
+//!
+//! Layouts: tokens are `(batch, tokens, channels)`; convolutional features are channels-last,
+//! `(batch, height, width, channels)`. Activations on the CPU are f32 and contiguous; weights may be f32, f16 or
+//! bf16 and are widened as they are read, so a 16-bit checkpoint is held once, at its own size.
+//!
+//! Every op's CPU arm is its definition. Work is split in pieces whose size does not depend on the number of
+//! threads, and each output element is summed in one fixed order: the same inputs give the same bytes whatever the
+//! thread count.
+
+pub mod activation;
+pub mod attention;
+pub mod conv2d;
+pub mod geglu;
+pub mod group_norm;
+pub mod layer_norm;
+pub mod linear;
+pub mod rgb8;
+pub mod timestep_embedding;
+pub mod upsample;
+pub mod weighted_sum;
+
+pub use activation::Activation;
+pub use attention::attention;
+pub use conv2d::{Conv2d, Padding};
+pub use geglu::geglu;
+pub use group_norm::group_norm;
+pub use layer_norm::layer_norm;
+pub use linear::Linear;
+pub use rgb8::rgb8;
+pub use timestep_embedding::timestep_embedding;
+pub use upsample::upsample_nearest;
+pub use weighted_sum::weighted_sum;

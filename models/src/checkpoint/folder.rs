@@ -1,0 +1,131 @@
+//! A model in the diffusers folder layout: `model_index.json` and a folder for each component.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device};
+use serde::de::DeserializeOwned;
+
+use super::Weights;
+use crate::{Error, Result};
+
+/// A folder on disk, or the one that is built into the program.
+#[derive(Clone, Debug)]
+pub enum ModelFolder {
+    /// A folder on disk.
+    Disk(PathBuf),
+    /// Files in the program itself, by their path; weights that are not among them are synthetic.
+    Embedded(&'static [(&'static str, &'static [u8])]),
+}
+
+/// File names of a component's weights, in order of preference.
+const WEIGHTS: [&str; 4] = [
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.fp16.safetensors",
+    "model.safetensors",
+    "model.fp16.safetensors",
+];
+
+/// From this size on, 16-bit weights are held as stored; below, widening them once is faster.
+const WIDEN_BELOW_BYTES: u64 = 1 << 30;
+
+impl ModelFolder {
+    /// A folder on disk that holds a `model_index.json`.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        if !path.is_dir() {
+            return Err(Error::file(path, "no such folder: a model is a folder in the diffusers layout"));
+        }
+        let folder = Self::Disk(path.to_owned());
+        if !folder.contains("model_index.json") {
+            return Err(Error::file(path, "holds no model_index.json: a model is a folder in the diffusers layout"));
+        }
+        Ok(folder)
+    }
+
+    /// How errors and listings name it.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Disk(path) => path.display().to_string(),
+            Self::Embedded(_) => "builtin".to_owned(),
+        }
+    }
+
+    /// The path of a file in it, for errors and for reading.
+    pub fn path(&self, file: &str) -> PathBuf {
+        match self {
+            Self::Disk(path) => path.join(file),
+            Self::Embedded(_) => Path::new("builtin").join(file),
+        }
+    }
+
+    /// Whether it holds the file.
+    pub fn contains(&self, file: &str) -> bool {
+        match self {
+            Self::Disk(path) => path.join(file).is_file(),
+            Self::Embedded(files) => files.iter().any(|(name, _)| *name == file),
+        }
+    }
+
+    /// A whole file.
+    pub fn read(&self, file: &str) -> Result<Vec<u8>> {
+        match self {
+            Self::Disk(path) => std::fs::read(path.join(file)).map_err(|e| Error::file(path.join(file), e)),
+            Self::Embedded(files) => match files.iter().find(|(name, _)| *name == file) {
+                Some((_, bytes)) => Ok(bytes.to_vec()),
+                None => Err(Error::file(self.path(file), "no such file")),
+            },
+        }
+    }
+
+    /// A JSON file; an error names the field that does not fit.
+    pub fn json<T: DeserializeOwned>(&self, file: &str) -> Result<T> {
+        serde_json::from_slice(&self.read(file)?).map_err(|e| Error::file(self.path(file), e))
+    }
+
+    /// The weights of a component. `dtype`: what matrices are held in; `None` chooses by size.
+    pub fn weights(&self, component: &str, dtype: Option<DType>, device: &Device) -> Result<Weights> {
+        let Self::Disk(root) = self else {
+            return Ok(Weights::synthetic(component, 0, device));
+        };
+        let folder = root.join(component);
+        let paths = match WEIGHTS.iter().find(|name| folder.join(name).is_file()) {
+            Some(name) => vec![folder.join(name)],
+            None => self.shards(component)?,
+        };
+        let bytes: u64 = paths.iter().filter_map(|p| p.metadata().ok()).map(|m| m.len()).sum();
+        let dtype = dtype.or((bytes < WIDEN_BELOW_BYTES).then_some(DType::F32));
+        Weights::open(component, &paths, dtype, device)
+    }
+
+    /// The files of a sharded component, from its `*.safetensors.index.json`.
+    fn shards(&self, component: &str) -> Result<Vec<PathBuf>> {
+        #[derive(serde::Deserialize)]
+        struct Index {
+            weight_map: std::collections::BTreeMap<String, String>,
+        }
+        for name in WEIGHTS {
+            let index = format!("{component}/{name}.index.json");
+            // diffusers writes the variant after the index: model.safetensors.index.fp16.json
+            let variant = format!("{component}/{}.safetensors.index.fp16.json", name.split('.').next().unwrap_or(name));
+            for index in [index, variant] {
+                if !self.contains(&index) {
+                    continue;
+                }
+                let map: Index = self.json(&index)?;
+                let mut names: Vec<_> = map.weight_map.into_values().collect();
+                names.sort();
+                names.dedup();
+                if let Some(name) = names.iter().find(|n| n.contains(['/', '\\']) || n.starts_with('.')) {
+                    return Err(Error::file(self.path(&index), format!("{name:?} is no file name")));
+                }
+                return Ok(names.iter().map(|n| self.path(component).join(n)).collect());
+            }
+        }
+        let pickle = ["diffusion_pytorch_model.bin", "pytorch_model.bin"];
+        if let Some(name) = pickle.iter().find(|n| self.contains(&format!("{component}/{n}"))) {
+            let path = self.path(component).join(name);
+            return Err(Error::file(path, "this is a Python pickle, which can run code: only safetensors are read"));
+        }
+        Err(Error::file(self.path(component), format!("holds no weights: one of {} is needed", WEIGHTS.join(", "))))
+    }
+}

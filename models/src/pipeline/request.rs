@@ -1,0 +1,83 @@
+//! What a pipeline is asked for.
+
+use image::{GrayImage, RgbImage};
+
+/// One picture to be made. What is `None` is filled in from the model's own defaults.
+#[derive(Clone, Debug)]
+pub struct GenerationRequest {
+    /// What the picture should show; `(word:1.2)` weights a part, any length is allowed.
+    pub prompt: String,
+    /// What it should not show. Absent and empty differ for models with `force_zeros_for_empty_prompt`.
+    pub negative_prompt: Option<String>,
+    /// Width of the picture in pixels; a size the model cannot make is rounded up, then cropped back.
+    pub width: Option<usize>,
+    /// Height of the picture in pixels.
+    pub height: Option<usize>,
+    /// Denoising steps: 1 to 1000.
+    pub num_inference_steps: Option<usize>,
+    /// Classifier-free guidance; 1 and below runs the denoiser once a step.
+    pub guidance_scale: Option<f64>,
+    /// Where the noise starts; equal seeds give equal pictures.
+    pub seed: u64,
+    /// A sampler by one of its names, see [`crate::schedule`].
+    pub scheduler: Option<String>,
+    /// Text encoder layers to leave out at the end: 0 (all are used) to the number of layers less one.
+    pub clip_skip: usize,
+    /// What the picture starts from.
+    pub mode: Mode,
+    /// SDXL's size conditioning, where it is not the picture's own size.
+    pub micro_conditioning: MicroConditioning,
+}
+
+impl GenerationRequest {
+    /// A text-to-image request with the model's defaults.
+    pub fn new(prompt: impl Into<String>, seed: u64) -> Self {
+        Self {
+            prompt: prompt.into(),
+            negative_prompt: None,
+            width: None,
+            height: None,
+            num_inference_steps: None,
+            guidance_scale: None,
+            seed,
+            scheduler: None,
+            clip_skip: 0,
+            mode: Mode::TextToImage,
+            micro_conditioning: MicroConditioning::default(),
+        }
+    }
+}
+
+/// What a picture starts from.
+#[derive(Clone, Debug)]
+pub enum Mode {
+    /// Noise alone.
+    TextToImage,
+    /// Another picture, noised as far as `strength` says.
+    ImageToImage {
+        /// The picture; resized to the request's size where it differs.
+        image: RgbImage,
+        /// 0 to 1: the part of the schedule it goes through.
+        strength: f64,
+    },
+    /// Another picture of which a part is repainted.
+    Inpaint {
+        /// The picture; resized to the request's size where it differs.
+        image: RgbImage,
+        /// White is repainted, black is kept.
+        mask: GrayImage,
+        /// 0 to 1: the part of the schedule it goes through.
+        strength: f64,
+    },
+}
+
+/// SDXL's conditioning on sizes, `(height, width)` in pixels as in diffusers; `None` is the picture's own size.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MicroConditioning {
+    /// Size the training picture had before scaling.
+    pub original_size: Option<(usize, usize)>,
+    /// Top and left corner of the crop.
+    pub crops_coords_top_left: (usize, usize),
+    /// Size the picture is meant to have.
+    pub target_size: Option<(usize, usize)>,
+}
