@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use safetensors::Dtype;
+use safetensors::tensor::Metadata;
 
 use crate::{Error, Result};
 
@@ -81,10 +82,10 @@ impl SafetensorsFile {
                  {length} (at most {MAX_HEADER_BYTES} are allowed)"
             )));
         }
-        let mut header = vec![0u8; header_bytes as usize + 8];
-        read_at(&bytes, &mut header, 0).map_err(|e| bad(e.to_string()))?;
-        let (_, header) = safetensors::SafeTensors::read_metadata(&header)
-            .map_err(|e| bad(format!("its header is not valid: {e}")))?;
+        let mut header = vec![0u8; header_bytes as usize];
+        read_at(&bytes, &mut header, 8).map_err(|e| bad(e.to_string()))?;
+        let header: Metadata =
+            serde_json::from_slice(&header).map_err(|e| bad(format!("its header is not valid: {e}")))?;
         let mut entries = BTreeMap::new();
         for (name, info) in header.tensors() {
             let dtype = dtype(info.dtype)
@@ -95,6 +96,10 @@ impl SafetensorsFile {
                 return Err(bad(format!("truncated: tensor {name} ends at byte {end} of {length}")));
             }
             entries.insert(name, Entry { dtype, shape: info.shape.clone(), start, end });
+        }
+        let end = header_bytes + 8 + header.data_len() as u64;
+        if end < length {
+            return Err(bad(format!("{} bytes stand after the last tensor", length - end)));
         }
         let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
         Ok(Self { path, bytes, entries, metadata })
@@ -186,6 +191,7 @@ mod tests {
         assert!(refused(file("{", &[])).contains("not valid"));
         let wrong = r#"{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}"#;
         assert!(refused(file(wrong, &[0; 8])).contains("not valid"), "a shape that does not fit its bytes");
+        assert!(refused(file(one, &[0; 9])).contains("1 bytes stand after"));
         let int = r#"{"a":{"dtype":"I8","shape":[8],"data_offsets":[0,8]}}"#;
         assert!(refused(file(int, &[0; 8])).contains("tensor a is I8"));
     }
