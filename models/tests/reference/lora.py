@@ -58,6 +58,7 @@ ATTENTION = ("attn1.to_q", "attn1.to_out.0", "attn2.to_k")
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
 CONVOLUTIONS = ("conv1", "conv_shortcut", "time_emb_proj", "downsamplers.0.conv", "upsamplers.0.conv")
 TEXT = ("q_proj", "out_proj", "fc1")
+ALPHAS = dict(unet=torch.tensor(1.0), text_encoder=torch.tensor(3.0), text_encoder_2=torch.tensor(0.5))
 
 
 # ---- the models ----
@@ -225,20 +226,34 @@ def kohya():
     """LoRA and LoCon of sd-scripts, layers in diffusers' names."""
     state = {}
     for i, ((target, name), w) in enumerate(chosen("sd15", ATTENTION + FEED_FORWARD + CONVOLUTIONS + TEXT).items()):
-        rank = 2 + i % 2
-        down, up = low_rank(w.shape, rank)
+        down, up = low_rank(w.shape, 2 + i % 2)
         key = kohya_name(target, name)
-        state |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": torch.tensor([1.0, 2.0, 4.0][i % 3])}
+        state |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": ALPHAS[target]}
     case("kohya", "sd15", [(save("kohya", state), 0.7)], fused_by_diffusers("sd15", (state, 0.7)))
+
+
+def kohya_alphas():
+    """An alpha for each layer, by the formula: diffusers 0.35 gives all attention layers the commonest alpha."""
+    state, weights = {}, base("sd15")
+    for i, ((target, name), w) in enumerate(chosen("sd15", ATTENTION + TEXT + ("conv1",)).items()):
+        rank = 1 + i % 2
+        down, up = low_rank(w.shape, rank)
+        key, alpha = kohya_name(target, name), [None, 0.5, 2.0, 4.0][i % 4]
+        state |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}
+        if alpha is not None:
+            state[f"{key}.alpha"] = torch.tensor(alpha)
+        delta = (up.flatten(1) @ down.flatten(1)).reshape(w.shape)
+        weights[target, name] = w + 0.7 * (alpha or rank) / rank * delta
+    case("kohya_alphas", "sd15", [(save("kohya_alphas", state), 0.7)], weights)
 
 
 def kohya_sdxl():
     """As most SDXL LoRAs are: layers in the original names, two text encoders."""
     original, state = ldm_names(SDXL), {}
-    for i, ((target, name), w) in enumerate(chosen("sdxl", ATTENTION + FEED_FORWARD + CONVOLUTIONS + TEXT).items()):
+    for (target, name), w in chosen("sdxl", ATTENTION + FEED_FORWARD + CONVOLUTIONS + TEXT).items():
         down, up = low_rank(w.shape, 2)
         key = kohya_name(target, name, original)
-        state |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": torch.tensor(1.0 + i % 2)}
+        state |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": ALPHAS[target]}
     case("kohya_sdxl", "sdxl", [(save("kohya_sdxl", state), 1.0)], fused_by_diffusers("sdxl", (state, 1.0)))
     return state
 
@@ -413,7 +428,7 @@ def peft_files():
     lora = LoraConfig(r=2, lora_alpha=3, target_modules=["to_q", "conv1", "proj_in", "ff.net.2"], use_rslora=True, **patterns)
     lokr = LoKrConfig(r=2, alpha=3, target_modules=["to_q", "conv1", "proj_in"], use_effective_conv2d=True, decompose_both=True)
     whole = LoKrConfig(r=32, alpha=8, target_modules=["ff.net.2"])
-    loha = LoHaConfig(r=2, alpha=1, target_modules=["to_k", "conv2"], use_effective_conv2d=True, alpha_pattern={"to_k": 2})
+    loha = LoHaConfig(r=2, alpha=4, target_modules=["to_k", "conv2"], use_effective_conv2d=True, alpha_pattern={"to_k": 2})
     text = LoraConfig(r=2, lora_alpha=4, target_modules=list(TEXT))
     for name, model, target, config in [
         ("peft", "sd15", "unet", lora),
@@ -468,6 +483,7 @@ def several(first):
 def main():
     torch.manual_seed(0)
     kohya()
+    kohya_alphas()
     first = kohya_sdxl()
     lycoris()
     diffusers_format()
