@@ -171,11 +171,26 @@ impl Pipeline {
     }
 }
 
+/// The one place that opens a device.
 fn device(choice: DeviceChoice) -> Result<Device> {
     match choice {
-        DeviceChoice::Auto | DeviceChoice::Cpu => Ok(Device::Cpu),
-        DeviceChoice::Cuda => Err(Error::invalid("device cuda: this build has no CUDA support, cpu is available")),
+        DeviceChoice::Cpu => Ok(Device::Cpu),
+        DeviceChoice::Cuda => cuda(),
+        DeviceChoice::Auto => Ok(cuda().unwrap_or_else(|reason| {
+            tracing::info!("computing on the CPU: {reason}");
+            Device::Cpu
+        })),
     }
+}
+
+#[cfg(feature = "cuda")]
+fn cuda() -> Result<Device> {
+    Device::new_cuda_with_stream(0).map_err(|e| Error::invalid(format!("device cuda: no usable GPU: {e}")))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda() -> Result<Device> {
+    Err(Error::invalid("device cuda: this program was built without CUDA support, cpu is available"))
 }
 
 fn unet(folder: &ModelFolder, file: Option<&Path>, dtype: Option<DType>, device: &Device) -> Result<UNet2DCondition> {
