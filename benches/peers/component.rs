@@ -80,7 +80,7 @@ fn unet(
 }
 
 fn vae(
-    config: aquatint_models::vae::Config,
+    config: aquatint_models::vae::AutoencoderKlConfig,
     weights: &Weights,
     side: usize,
     batch: usize,

@@ -4,7 +4,8 @@ use candle_core::{DType, Tensor};
 
 use super::{Family, GenerationRequest, MicroConditioning, Pipeline, Refiner};
 use crate::denoiser::{AddedConditioning, Conditioning, UnetContext};
-use crate::text::{self, Encoded, HiddenStates, Prompt, TextEncoder};
+use crate::text::encoder::encode;
+use crate::text::{Encoded, HiddenStates, Prompt, TextEncoder};
 use crate::{Error, Result};
 
 /// What the refiner is told of how good the picture is, for the prompt and for the negative prompt: diffusers' values.
@@ -56,7 +57,7 @@ impl Pipeline {
             Family::Sd15 | Family::Sd21 => HiddenStates::Final,
             Family::Sdxl | Family::SdxlRefiner => HiddenStates::Penultimate,
         };
-        let Encoded { hidden, pooled } = text::encode(encoders, &prompts, states)?;
+        let Encoded { hidden, pooled } = encode(encoders, &prompts, states)?;
         if !zeros {
             return Ok(Encoded { hidden, pooled });
         }

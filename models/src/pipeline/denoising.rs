@@ -127,6 +127,6 @@ impl Stage {
             false => self.sampler.add_noise(image_latents, noise, self.sampler.position())?,
         };
         let repainted = latents.broadcast_mul(mask)?;
-        Ok((repainted + kept.broadcast_mul(&(1.0 - mask)?)?)?)
+        Ok((repainted + kept.broadcast_mul(&mask.affine(-1.0, 1.0)?)?)?)
     }
 }

@@ -130,7 +130,7 @@ impl Pipeline {
         }
         let vae = match &options.vae {
             None => AutoencoderKl::load(&folder, "vae", dtype, &device)?,
-            Some(path) => AutoencoderKl::load_file(path, &folder.json("vae/config.json")?, dtype, &device)?,
+            Some(path) => AutoencoderKl::load_file(path, folder.json("vae/config.json")?, dtype, &device)?,
         };
         let scheduler: SchedulerConfig = folder.json("scheduler/scheduler_config.json")?;
         let refiner = options.refiner.as_ref().map(|path| refiner(path, family, options, dtype, &device)).transpose()?;

@@ -1,7 +1,7 @@
 //! From a request to the first latents.
 
 use candle_core::{D, Tensor};
-use image::RgbImage;
+use image::{GrayImage, RgbImage};
 
 use super::denoising::{Inpaint, Stage};
 use super::{Denoising, GenerationRequest, Mode, Pipeline};
@@ -113,7 +113,7 @@ impl Pipeline {
             }
             Mode::Inpaint { image, mask, strength } => {
                 let pixels = self.pixels(image, rows, columns)?;
-                let mask = picture::mask(mask, rows, columns, &self.device)?;
+                let mask = self.mask(mask, rows, columns)?;
                 let from_noise = *strength >= 1.0;
                 let image_latents = if !inpainting_unet || !from_noise {
                     Some(self.vae.scale_latents(&self.vae.encode(&pixels)?.sample(&draw()?)?)?)
@@ -135,7 +135,7 @@ impl Pipeline {
                         Inpaint::Blend { mask: small_mask, image_latents, noise }
                     }
                     _ => {
-                        let masked = pixels.broadcast_mul(&(1.0 - &mask)?)?;
+                        let masked = picture::masked_image(&pixels, &mask)?;
                         let masked = self.vae.scale_latents(&self.vae.encode(&masked)?.sample(&third)?)?;
                         Inpaint::Concatenate(Tensor::cat(&[&small_mask, &masked], D::Minus1)?)
                     }
@@ -147,7 +147,18 @@ impl Pipeline {
 
     /// `(1, rows, columns, 3)` in -1..1.
     fn pixels(&self, image: &RgbImage, rows: usize, columns: usize) -> Result<Tensor> {
-        picture::from_picture(&picture::fit(image, columns, rows), &self.device)
+        if image.dimensions() == (columns as u32, rows as u32) {
+            return picture::from_picture(image, &self.device);
+        }
+        picture::from_picture(&picture::resize(image, columns, rows)?, &self.device)
+    }
+
+    /// `(1, rows, columns, 1)`: 1 is repainted.
+    fn mask(&self, mask: &GrayImage, rows: usize, columns: usize) -> Result<Tensor> {
+        if mask.dimensions() == (columns as u32, rows as u32) {
+            return picture::from_mask(mask, &self.device);
+        }
+        picture::from_mask(&picture::resize_mask(mask, columns, rows)?, &self.device)
     }
 }
 
