@@ -91,7 +91,7 @@ impl SafetensorsFile {
         let mut entries = BTreeMap::new();
         for (name, info) in header.tensors() {
             let dtype = dtype(info.dtype).ok_or_else(|| {
-                bad(format!("tensor {name} is {:?}: F64, F32, F16, BF16 or I64 are read", info.dtype))
+                bad(format!("tensor {name} is {:?}: F64, F32, F16, BF16, I64 or U8 are read", info.dtype))
             })?;
             let start = header_bytes + 8 + info.data_offsets.0 as u64;
             let end = header_bytes + 8 + info.data_offsets.1 as u64;
@@ -173,6 +173,7 @@ fn dtype(dtype: Dtype) -> Option<DType> {
         Dtype::F16 => DType::F16,
         Dtype::BF16 => DType::BF16,
         Dtype::I64 => DType::I64,
+        Dtype::U8 => DType::U8,
         _ => return None,
     })
 }
