@@ -75,12 +75,12 @@ impl AutoencoderKl {
     /// `config` is that of the VAE it replaces; an `AutoencoderKL` config.json beside the file goes before it.
     pub fn load_file(
         path: impl AsRef<Path>,
-        config: &AutoencoderKlConfig,
+        config: AutoencoderKlConfig,
         dtype: Option<DType>,
         device: &Device,
     ) -> Result<Self> {
         let path = path.as_ref();
-        let config = config_beside(path)?.unwrap_or_else(|| config.clone());
+        let config = config_beside(path)?.unwrap_or(config);
         config.check()?;
         let blocks = config.block_out_channels.len();
         let file = SafetensorsFile::open(path)?.renamed(|key| key_map::diffusers_key(key, blocks))?;

@@ -31,23 +31,28 @@ pub fn to_pictures(images: &Tensor) -> Result<Vec<RgbImage>> {
     (0..batch).map(picture).collect()
 }
 
-/// The picture at this size, as Pillow's Lanczos filter makes it; the proportions are not kept.
+/// The picture at another size, as Pillow's Lanczos filter makes it; the proportions are not kept.
 ///
 /// # Errors
 /// A side of 0.
-pub fn fit(picture: &RgbImage, width: usize, height: usize) -> Result<RgbImage> {
+pub fn resize(picture: &RgbImage, width: usize, height: usize) -> Result<RgbImage> {
     let bytes = resized(picture.as_raw(), 3, size(picture.dimensions()), (width, height))?;
     RgbImage::from_raw(width as u32, height as u32, bytes).ok_or_else(|| refused(width, height))
 }
 
-/// The mask at this size, resized as pictures are: `(1, height, width, 1)`, 1 where it is at least half white and is
-/// repainted, 0 where the picture is kept.
+/// The mask at another size, through the same filter: its edges turn grey.
 ///
 /// # Errors
 /// A side of 0.
-pub fn mask(mask: &GrayImage, height: usize, width: usize, device: &Device) -> Result<Tensor> {
+pub fn resize_mask(mask: &GrayImage, width: usize, height: usize) -> Result<GrayImage> {
     let bytes = resized(mask.as_raw(), 1, size(mask.dimensions()), (width, height))?;
-    let values = bytes.into_iter().map(|v| if v >= 128 { 1.0 } else { 0.0 }).collect();
+    GrayImage::from_raw(width as u32, height as u32, bytes).ok_or_else(|| refused(width, height))
+}
+
+/// `(1, height, width, 1)`: 1 where the mask is at least half white and is repainted, 0 where the picture is kept.
+pub fn from_mask(mask: &GrayImage, device: &Device) -> Result<Tensor> {
+    let (width, height) = size(mask.dimensions());
+    let values = mask.as_raw().iter().map(|&v| if v >= 128 { 1.0 } else { 0.0 }).collect();
     Ok(Tensor::from_vec::<_, f32>(values, (1, height, width, 1), device)?)
 }
 
@@ -105,9 +110,9 @@ mod tests {
 
     #[test]
     fn sizes_that_cannot_be_are_errors() {
-        assert!(fit(&RgbImage::new(0, 4), 8, 8).is_err());
-        assert!(fit(&RgbImage::new(4, 4), 0, 8).is_err());
-        assert!(mask(&GrayImage::new(4, 4), 8, usize::MAX, &Device::Cpu).is_err());
+        assert!(resize(&RgbImage::new(0, 4), 8, 8).is_err());
+        assert!(resize(&RgbImage::new(4, 4), 0, 8).is_err());
+        assert!(resize_mask(&GrayImage::new(4, 4), 8, usize::MAX).is_err());
         assert!(
             to_pictures(&Tensor::zeros((1, 2, 2, 4), candle_core::DType::F32, &Device::Cpu).unwrap())
                 .is_err()

@@ -147,7 +147,7 @@ fn files_with_the_original_names_load() {
     .enumerate()
     {
         let file = Written::new(&format!("original-{i}"), bytes);
-        let vae = AutoencoderKl::load_file(file.path(), &config(&fixture), None, &Device::Cpu).unwrap();
+        let vae = AutoencoderKl::load_file(file.path(), config(&fixture), None, &Device::Cpu).unwrap();
         assert_equals_diffusers(&format!("file {i}"), &vae, &fixture);
     }
 }
@@ -159,7 +159,7 @@ fn a_config_beside_the_file_goes_first() {
     let file = Written::new("beside", &synthetic_file(keys, seed(&fixture)));
     let load = |config: &str, fallback| {
         std::fs::write(file.path().with_file_name("config.json"), config).unwrap();
-        AutoencoderKl::load_file(file.path(), &fallback, None, &Device::Cpu)
+        AutoencoderKl::load_file(file.path(), fallback, None, &Device::Cpu)
     };
     let fallback = AutoencoderKlConfig { scaling_factor: 0.5, ..config(&fixture) };
     assert_eq!(load(fixture.text("config"), fallback.clone()).unwrap().config().scaling_factor, 0.18215);
@@ -174,7 +174,7 @@ fn a_file_that_does_not_fit_is_refused_with_the_tensor_and_both_shapes() {
     let keys: Keys = serde_json::from_str(fixture.text("ldm")).unwrap();
     let file = Written::new("misfit", &synthetic_file(keys, seed(&fixture)));
     let load =
-        |config| AutoencoderKl::load_file(file.path(), &config, None, &Device::Cpu).unwrap_err().to_string();
+        |config| AutoencoderKl::load_file(file.path(), config, None, &Device::Cpu).unwrap_err().to_string();
     let wide = load(AutoencoderKlConfig { block_out_channels: vec![16, 32, 32, 64], ..config(&fixture) });
     assert!(wide.contains("vae.safetensors") && wide.contains("[64, 32, 3, 3]"), "{wide}");
     let fewer = load(AutoencoderKlConfig {
@@ -233,7 +233,7 @@ fn filters_may_be_held_in_16_bits() {
     let keys: Keys = serde_json::from_str(fixture.text("ldm")).unwrap();
     let file = Written::new("f16", &synthetic_file(keys, seed(&fixture)));
     let vae =
-        AutoencoderKl::load_file(file.path(), &config(&fixture), Some(DType::F16), &Device::Cpu).unwrap();
+        AutoencoderKl::load_file(file.path(), config(&fixture), Some(DType::F16), &Device::Cpu).unwrap();
     let picture = vae.decode(&images(&fixture, "latents")).unwrap();
     let d = max_difference(&picture, &images(&fixture, "picture"));
     assert!(d > 0.0 && d < 1e-2, "{d}");
@@ -365,7 +365,7 @@ fn pictures_are_resized_byte_for_byte_as_pillow_does() {
     for name in sizes {
         let expected = recorded_picture(&fixture, name);
         let (width, height) = expected.dimensions();
-        let resized = picture::fit(&picture, width as usize, height as usize).unwrap();
+        let resized = picture::resize(&picture, width as usize, height as usize).unwrap();
         assert!(resized == expected, "{name} differs");
     }
 }
@@ -375,12 +375,13 @@ fn masks_reach_the_latents_as_diffusers_prepares_them() {
     let fixture = Fixture::open("vae_preprocessing");
     let (pixels, width, height) = bytes(&fixture, "mask_pixels");
     let mask = GrayImage::from_raw(width as u32, height as u32, pixels).unwrap();
-    let mask = picture::mask(&mask, 40, 56, &Device::Cpu).unwrap();
+    let mask = picture::resize_mask(&mask, 56, 40).unwrap();
+    let mask = picture::from_mask(&mask, &Device::Cpu).unwrap();
     assert_close("mask", &mask, &images(&fixture, "mask"), 0.0);
     let latents = picture::mask_to_latents(&mask, 8).unwrap();
     assert_close("mask on the latents", &latents, &images(&fixture, "mask_latents"), 0.0);
 
-    let picture = picture::fit(&recorded_picture(&fixture, "pixels"), 56, 40).unwrap();
+    let picture = picture::resize(&recorded_picture(&fixture, "pixels"), 56, 40).unwrap();
     let image = picture::from_picture(&picture, &Device::Cpu).unwrap();
     assert_close("image", &image, &images(&fixture, "image"), 0.0);
     let masked = picture::masked_image(&image, &mask).unwrap();
