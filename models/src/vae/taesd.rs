@@ -149,7 +149,7 @@ fn conv(weights: &Weights, from: usize, to: usize, stride: usize, bias: bool) ->
 enum Layer {
     Conv(Conv2d),
     Relu,
-    Block(Block),
+    Block(Box<Block>),
     Upsample(usize),
 }
 
@@ -187,7 +187,7 @@ impl Decoder {
         ];
         for (i, (&width, &count)) in channels.iter().zip(blocks).enumerate() {
             for _ in 0..count {
-                layers.push(Layer::Block(Block::new(width, &weights.pp(layers.len()))?));
+                layers.push(Layer::Block(Box::new(Block::new(width, &weights.pp(layers.len()))?)));
             }
             let last = i + 1 == channels.len();
             if !last {
@@ -256,7 +256,7 @@ impl Encoder {
             let (from, stride) = if i == 0 { (3, 1) } else { (width, 2) };
             layers.push(Layer::Conv(conv(&weights.pp(layers.len()), from, width, stride, i == 0)?));
             for _ in 0..count {
-                layers.push(Layer::Block(Block::new(width, &weights.pp(layers.len()))?));
+                layers.push(Layer::Block(Box::new(Block::new(width, &weights.pp(layers.len()))?)));
             }
         }
         let last = channels[channels.len() - 1];
@@ -346,4 +346,23 @@ fn stages(file: &SafetensorsFile, part: &str) -> Vec<(usize, usize)> {
         before = Some(n);
     }
     stages
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refuses_by_name_what_it_cannot_be() {
+        let refused = |json: &str| {
+            let config: AutoencoderTinyConfig = serde_json::from_str(json).unwrap();
+            config.check().unwrap_err().to_string()
+        };
+        assert!(
+            refused(r#"{"num_decoder_blocks": [3]}"#).contains("decoder_block_out_channels has 4 entries")
+        );
+        assert!(refused(r#"{"act_fn": "gelu"}"#).contains("act_fn is gelu"));
+        assert!(refused(r#"{"upsampling_scaling_factor": 0}"#).contains("nearest by 0"));
+        assert!(refused(r#"{"scaling_factor": 0.18215}"#).contains("0.18215"));
+    }
 }

@@ -37,7 +37,7 @@ impl AutoencoderKl {
             return self.encode(image);
         }
         let unit = self.downscale();
-        if height % unit != 0 || width % unit != 0 {
+        if !height.is_multiple_of(unit) || !width.is_multiple_of(unit) {
             return Err(Error::invalid(format!(
                 "a picture of {height} x {width} pixels cannot be encoded in tiles: multiples of {unit} are allowed"
             )));
@@ -47,7 +47,7 @@ impl AutoencoderKl {
 
     fn tile_in_latents(&self, tile_px: usize) -> Result<usize> {
         let unit = 4 * self.downscale();
-        if tile_px == 0 || tile_px % unit != 0 {
+        if tile_px == 0 || !tile_px.is_multiple_of(unit) {
             return Err(Error::invalid(format!(
                 "a tile of {tile_px} pixels: multiples of {unit} are allowed"
             )));

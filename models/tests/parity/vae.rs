@@ -290,7 +290,7 @@ fn assert_tiny_equals(what: &str, encoder: &taesd::Encoder, decoder: &taesd::Dec
 }
 
 #[test]
-fn taesd_equals_diffusers_in_both_namings() {
+fn taesd_equals_diffusers() {
     let fixture = Fixture::open("vae_taesd");
     let config: taesd::AutoencoderTinyConfig = serde_json::from_str(fixture.text("config")).unwrap();
     let weights = Weights::synthetic("taesd", seed(&fixture), &Device::Cpu);
@@ -300,10 +300,18 @@ fn taesd_equals_diffusers_in_both_namings() {
 
     let keys: Vec<(String, Vec<usize>)> = serde_json::from_str(fixture.text("keys")).unwrap();
     let diffusers = keys.into_iter().map(|(key, shape)| (key.clone(), key, shape));
-    let file = Written::new("taesd", &synthetic_file(diffusers, seed(&fixture)));
+    let bytes = synthetic_file(diffusers, seed(&fixture));
+    let file = Written::new("taesd", &bytes);
     let encoder = taesd::Encoder::open(file.path(), &Device::Cpu).unwrap();
     let decoder = taesd::Decoder::open(file.path(), &Device::Cpu).unwrap();
     assert_tiny_equals("diffusers' names", &encoder, &decoder, &fixture);
+
+    std::fs::write(file.0.join("diffusion_pytorch_model.safetensors"), bytes).unwrap();
+    std::fs::write(file.0.join("config.json"), fixture.text("config")).unwrap();
+    let parent = ModelFolder::Disk(file.0.parent().unwrap().to_owned());
+    let component = file.0.file_name().unwrap().to_str().unwrap();
+    let both = taesd::AutoencoderTiny::load(&parent, component, &Device::Cpu).unwrap();
+    assert_tiny_equals("folder", &both.encoder, &both.decoder, &fixture);
 }
 
 #[test]
