@@ -1,6 +1,7 @@
 //! Tokens and text encoders against transformers, prompt_embeds against diffusers and the web UI's formula.
 
-use aquatint_models::checkpoint::{ModelFolder, Weights};
+use aquatint_models::checkpoint::safetensors_file::SafetensorsFile;
+use aquatint_models::checkpoint::{ModelFolder, Weights, synthetic};
 use aquatint_models::text::{
     ClipTextModel, Encoded, HiddenStates, Prompt, TextEncoder, Tokenizer, clip, encoder, prompt,
 };
@@ -169,6 +170,51 @@ fn every_hidden_state_and_the_pooled_embedding() {
         assert_close(name, &output.last_hidden_state, &fixture.tensor("last_hidden_state"), TOLERANCE);
         assert_close(&format!("{name}: pooled"), &output.pooled, &fixture.tensor("pooled"), TOLERANCE);
     }
+}
+
+/// Keys and shapes of an encoder of one layer, as transformers 5 writes them.
+fn keys_without_prefix(vocab: usize, c: usize, inner: usize) -> Vec<(String, Vec<usize>)> {
+    let mut keys = vec![
+        ("embeddings.token_embedding.weight".to_owned(), vec![vocab, c]),
+        ("embeddings.position_embedding.weight".to_owned(), vec![77, c]),
+    ];
+    let mut layer = |name: &str, weight: Vec<usize>| {
+        keys.push((format!("{name}.bias"), vec![weight[0]]));
+        keys.push((format!("{name}.weight"), weight));
+    };
+    for name in ["q_proj", "k_proj", "v_proj", "out_proj"] {
+        layer(&format!("encoder.layers.0.self_attn.{name}"), vec![c, c]);
+    }
+    layer("encoder.layers.0.mlp.fc1", vec![inner, c]);
+    layer("encoder.layers.0.mlp.fc2", vec![c, inner]);
+    for name in ["encoder.layers.0.layer_norm1", "encoder.layers.0.layer_norm2", "final_layer_norm"] {
+        layer(name, vec![c]);
+    }
+    keys
+}
+
+#[test]
+fn keys_with_and_without_the_prefix_give_the_same_encoder() {
+    let config: clip::Config = serde_json::from_value(serde_json::json!({
+        "vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2
+    }))
+    .unwrap();
+    let tensors = keys_without_prefix(50, 16, 32).into_iter().map(|(key, shape)| {
+        let values = synthetic::tensor(&format!("text_model.{key}"), &shape, 0);
+        (key, Tensor::from_vec(values, shape, &Device::Cpu).unwrap())
+    });
+    let bytes = safetensors::serialize(tensors, None).unwrap();
+    let file = SafetensorsFile::from_bytes("model.safetensors", bytes).unwrap();
+    let stored = Weights::from_files("text_encoder", vec![file], None, &Device::Cpu).unwrap();
+    let synthetic = Weights::synthetic("text_encoder", 0, &Device::Cpu);
+    let pooled = |weights: &Weights| {
+        ClipTextModel::new(config.clone(), weights).unwrap().forward(&[vec![1, 40, 7, 49, 3]]).unwrap().pooled
+    };
+    assert_eq!(max_difference(&pooled(&stored), &pooled(&synthetic)), 0.0);
+    assert!(stored.unused().is_empty());
+    // LoRAs find the layers under the keys of the checkpoint.
+    assert!(stored.layer_shapes().contains_key("encoder.layers.0.self_attn.q_proj"));
+    assert!(synthetic.layer_shapes().contains_key("text_model.encoder.layers.0.mlp.fc2"));
 }
 
 #[test]
