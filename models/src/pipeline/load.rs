@@ -8,8 +8,10 @@ use serde::Deserialize;
 use super::{Family, ModelInfo, Pipeline, Refiner, builtin};
 use crate::checkpoint::{ModelFolder, Weights};
 use crate::denoiser::{UNet2DCondition, UnetConfig};
+use crate::sampler::SamplerSettings;
 use crate::schedule::SchedulerConfig;
 use crate::text::TextEncoder;
+use crate::text::textual_inversion::TextualInversion;
 use crate::vae::AutoencoderKl;
 use crate::{Error, Result};
 
@@ -132,9 +134,9 @@ impl Pipeline {
             None => AutoencoderKl::load(&folder, "vae", dtype, &device)?,
             Some(path) => AutoencoderKl::load_file(path, folder.json("vae/config.json")?, dtype, &device)?,
         };
-        let scheduler: SchedulerConfig = folder.json("scheduler/scheduler_config.json")?;
+        let scheduler = scheduler(&folder, family)?;
         let refiner = options.refiner.as_ref().map(|path| refiner(path, family, options, dtype, &device)).transpose()?;
-        let lcm = scheduler.class_name() == Some("LCMScheduler");
+        let lcm = scheduler.class_name.as_deref() == Some("LCMScheduler");
         let (steps, guidance) = match family {
             _ if lcm => (4, 8.5),
             Family::Sd15 | Family::Sd21 => (50, 7.5),
@@ -148,7 +150,7 @@ impl Pipeline {
             multiple_px,
             num_inference_steps: index.default_num_inference_steps.unwrap_or(steps),
             guidance_scale: index.default_guidance_scale.unwrap_or(guidance),
-            scheduler: scheduler.class_name().unwrap_or("unknown").to_owned(),
+            scheduler: SamplerSettings::from_config(&scheduler)?.kind().class_name().to_owned(),
             device: if device.is_cpu() { "cpu".to_owned() } else { "cuda:0".to_owned() },
             inpainting_unet: unet.config().in_channels == 9,
             random_weights: *source == ModelSource::Builtin,
@@ -223,6 +225,16 @@ fn family(folder: &ModelFolder, index: &ModelIndex, unet: &UnetConfig) -> Result
     }
 }
 
+fn scheduler(folder: &ModelFolder, family: Family) -> Result<SchedulerConfig> {
+    let file = "scheduler/scheduler_config.json";
+    let config =
+        SchedulerConfig::from_json(&folder.read(file)?).map_err(|e| Error::file(folder.path(file), e))?;
+    Ok(match family {
+        Family::Sd15 | Family::Sd21 => config.corrected_for_stable_diffusion(),
+        Family::Sdxl | Family::SdxlRefiner => config,
+    })
+}
+
 fn refiner(
     path: &Path,
     base: Family,
@@ -247,15 +259,31 @@ fn refiner(
     Ok(Refiner {
         text_encoder_2: TextEncoder::load(&folder, "text_encoder_2", "tokenizer_2", dtype, device)?,
         unet,
-        scheduler: folder.json("scheduler/scheduler_config.json")?,
+        scheduler: scheduler(&folder, Family::SdxlRefiner)?,
         starts_at,
     })
 }
 
+/// Adds a textual inversion to each encoder that it has vectors for.
 fn load_textual_inversion(
-    _path: &Path,
-    _first: Option<&mut TextEncoder>,
-    _second: Option<&mut TextEncoder>,
+    path: &Path,
+    first: Option<&mut TextEncoder>,
+    second: Option<&mut TextEncoder>,
 ) -> Result<()> {
-    Err(Error::invalid("textual inversions"))
+    let inversion = TextualInversion::open(path)?;
+    let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned());
+    let Some(token) = inversion.token.clone().or(stem) else {
+        return Err(Error::file(path, "neither the file nor its name says which token it is"));
+    };
+    let mut added = false;
+    for (encoder, vectors) in [(first, &inversion.text_encoder), (second, &inversion.text_encoder_2)] {
+        if let (Some(encoder), Some(vectors)) = (encoder, vectors) {
+            encoder.add_textual_inversion(&token, vectors).map_err(|e| Error::file(path, e))?;
+            added = true;
+        }
+    }
+    if !added {
+        return Err(Error::file(path, "it has vectors for none of this model's text encoders"));
+    }
+    Ok(())
 }

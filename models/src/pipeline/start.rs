@@ -6,7 +6,7 @@ use image::{GrayImage, RgbImage};
 use super::denoising::{Inpaint, Stage};
 use super::{Denoising, GenerationRequest, Mode, Pipeline};
 use crate::noise::TorchGenerator;
-use crate::sampler::Sampler;
+use crate::sampler::{Sampler, SamplerSettings};
 use crate::schedule::SchedulerConfig;
 use crate::vae::picture;
 use crate::{Error, Result};
@@ -41,7 +41,7 @@ impl Pipeline {
         let name = request.scheduler.as_deref().or(self.lcm.then_some("LCMScheduler"));
         let mut sampler = sampler(name, &self.scheduler, steps)?;
         if let Mode::ImageToImage { strength, .. } | Mode::Inpaint { strength, .. } = request.mode {
-            start_at_strength(&mut sampler, steps, strength)?;
+            start_at_strength(&mut sampler, strength)?;
         }
         let refiner = self.start_refiner(request, &mut sampler, steps, guidance_scale, (rows, columns))?;
         let context = self.context(request, guidance_scale, guided, (rows, columns))?;
@@ -70,17 +70,9 @@ impl Pipeline {
         size: (usize, usize),
     ) -> Result<Option<Stage>> {
         let Some(refiner) = &self.refiner else { return Ok(None) };
-        let train_steps = 1000.0;
-        let cutoff = (train_steps - refiner.starts_at * train_steps).round();
-        base.end_at(base.timesteps().iter().take_while(|&&t| t >= cutoff).count());
+        base.end_at(base.index_of_denoising_end(refiner.starts_at));
         let mut sampler = sampler(request.scheduler.as_deref(), &refiner.scheduler, steps)?;
-        let mut left = sampler.timesteps().iter().filter(|&&t| t < cutoff).count();
-        if sampler.order() == 2 && left % 2 == 0 {
-            // Never start between the two evaluations of one second-order step.
-            left += 1;
-        }
-        let start = sampler.len().saturating_sub(left);
-        sampler.start_at(start);
+        sampler.start_at(sampler.index_of_denoising_start(refiner.starts_at));
         let guided = guidance_scale > 1.0;
         let context = self.refiner_context(refiner, request, guided, size)?;
         Ok(Some(Stage { sampler, context, guidance_scale: guided.then_some(guidance_scale), refining: true }))
@@ -163,25 +155,23 @@ impl Pipeline {
 }
 
 fn sampler(name: Option<&str>, base: &SchedulerConfig, steps: usize) -> Result<Sampler> {
-    use crate::sampler::SamplerSettings;
     match name {
         Some(name) => SamplerSettings::named(name, base)?.sampler(steps),
         None => SamplerSettings::from_config(base)?.sampler(steps),
     }
 }
 
-/// Leaves out the part of the schedule that an initial picture has behind it, as diffusers' `get_timesteps` does.
-fn start_at_strength(sampler: &mut Sampler, steps: usize, strength: f64) -> Result<()> {
+/// Leaves out the part of the schedule that an initial picture has behind it.
+fn start_at_strength(sampler: &mut Sampler, strength: f64) -> Result<()> {
     if !(0.0..=1.0).contains(&strength) {
         return Err(Error::invalid(format!("strength is {strength}: 0 to 1 is allowed")));
     }
-    let kept = ((steps as f64 * strength) as usize).min(steps);
-    if kept == 0 {
+    let start = sampler.index_of_strength(strength);
+    if start >= sampler.len() {
         return Err(Error::invalid(format!(
-            "strength {strength} of {steps} steps leaves none: strength * num_inference_steps must be at least 1"
+            "strength {strength} leaves no step: strength * num_inference_steps must be at least 1"
         )));
     }
-    let start = (steps - kept) * sampler.order();
     sampler.start_at(start);
     Ok(())
 }
