@@ -74,9 +74,7 @@ fn unet(
         guidance: None,
     };
     // diffusers computes the prompt's keys and values in every step: so does this, to compare like with like.
-    Ok(Box::new(move || {
-        Ok(unet.forward(&latents, &vec![500.0; batch], &unet.context(&conditioning)?)?)
-    }))
+    Ok(Box::new(move || Ok(unet.forward(&latents, &vec![500.0; batch], &unet.context(&conditioning)?)?)))
 }
 
 fn vae(
@@ -93,7 +91,8 @@ fn vae(
 /// `VmHWM` of Linux.
 fn peak_resident_bytes() -> Result<u64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).context("no VmHWM in /proc/self/status")?;
+    let line =
+        status.lines().find_map(|l| l.strip_prefix("VmHWM:")).context("no VmHWM in /proc/self/status")?;
     let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
     Ok(kib * 1024)
 }

@@ -28,7 +28,9 @@ impl Pipeline {
                 let ids = time_ids(&request.micro_conditioning, size);
                 Some(added(pooled, if guided { vec![ids.clone(), ids] } else { vec![ids] })?)
             }
-            Family::SdxlRefiner => Some(added(pooled, aesthetic_ids(&request.micro_conditioning, size, guided))?),
+            Family::SdxlRefiner => {
+                Some(added(pooled, aesthetic_ids(&request.micro_conditioning, size, guided))?)
+            }
         };
         let guidance = Some(guidance_scale);
         self.unet.context(&Conditioning { prompt_embeds: hidden, added, guidance })
@@ -48,7 +50,12 @@ impl Pipeline {
     }
 
     /// Encodes the negative prompt (where `guided`) and the prompt with every encoder.
-    fn encode(&self, encoders: &[&TextEncoder], request: &GenerationRequest, guided: bool) -> Result<Encoded> {
+    fn encode(
+        &self,
+        encoders: &[&TextEncoder],
+        request: &GenerationRequest,
+        guided: bool,
+    ) -> Result<Encoded> {
         let zeros = guided && request.negative_prompt.is_none() && self.force_zeros_for_empty_prompt;
         let prompt = Prompt { text: &request.prompt, clip_skip: request.clip_skip };
         let negative = Prompt::new(request.negative_prompt.as_deref().unwrap_or(""));
@@ -74,7 +81,8 @@ fn added(pooled: Option<Tensor>, time_ids: Vec<Vec<f32>>) -> Result<AddedConditi
 
 /// Original size, crop corner, target size; `size` is the picture's `(height, width)`.
 fn time_ids(micro: &MicroConditioning, size: (usize, usize)) -> Vec<f32> {
-    let pairs = [micro.original_size.unwrap_or(size), micro.crops_coords_top_left, micro.target_size.unwrap_or(size)];
+    let pairs =
+        [micro.original_size.unwrap_or(size), micro.crops_coords_top_left, micro.target_size.unwrap_or(size)];
     pairs.iter().flat_map(|&(h, w)| [h as f32, w as f32]).collect()
 }
 

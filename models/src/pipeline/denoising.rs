@@ -117,7 +117,13 @@ impl Stage {
     }
 
     /// Keeps what the mask does not repaint.
-    fn put_back(&self, latents: &Tensor, mask: &Tensor, image_latents: &Tensor, noise: &Tensor) -> Result<Tensor> {
+    fn put_back(
+        &self,
+        latents: &Tensor,
+        mask: &Tensor,
+        image_latents: &Tensor,
+        noise: &Tensor,
+    ) -> Result<Tensor> {
         let kept = match self.sampler.is_done() {
             true => image_latents.clone(),
             false => self.sampler.add_noise(image_latents, noise, self.sampler.position())?,

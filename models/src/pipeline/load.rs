@@ -118,13 +118,16 @@ impl Pipeline {
                 .then(|| TextEncoder::load(&folder, component, tokenizer, dtype, &device))
                 .transpose()
         };
-        let mut text_encoder = if family == Family::SdxlRefiner { None } else { encoder("text_encoder", "tokenizer")? };
+        let mut text_encoder =
+            if family == Family::SdxlRefiner { None } else { encoder("text_encoder", "tokenizer")? };
         let mut text_encoder_2 = encoder("text_encoder_2", "tokenizer_2")?;
         let missing = |name: &str| Error::file(folder.path(name), "this model needs it");
         match family {
             Family::Sd15 | Family::Sd21 if text_encoder.is_none() => return Err(missing("text_encoder")),
             Family::Sdxl if text_encoder.is_none() => return Err(missing("text_encoder")),
-            Family::Sdxl | Family::SdxlRefiner if text_encoder_2.is_none() => return Err(missing("text_encoder_2")),
+            Family::Sdxl | Family::SdxlRefiner if text_encoder_2.is_none() => {
+                return Err(missing("text_encoder_2"));
+            }
             _ => {}
         }
         for path in &options.textual_inversions {
@@ -135,7 +138,11 @@ impl Pipeline {
             Some(path) => AutoencoderKl::load_file(path, folder.json("vae/config.json")?, dtype, &device)?,
         };
         let scheduler = scheduler(&folder, family)?;
-        let refiner = options.refiner.as_ref().map(|path| refiner(path, family, options, dtype, &device)).transpose()?;
+        let refiner = options
+            .refiner
+            .as_ref()
+            .map(|path| refiner(path, family, options, dtype, &device))
+            .transpose()?;
         let lcm = scheduler.class_name.as_deref() == Some("LCMScheduler");
         let (steps, guidance) = match family {
             _ if lcm => (4, 8.5),
@@ -195,7 +202,12 @@ fn cuda() -> Result<Device> {
     Err(Error::invalid("device cuda: this program was built without CUDA support, cpu is available"))
 }
 
-fn unet(folder: &ModelFolder, file: Option<&Path>, dtype: Option<DType>, device: &Device) -> Result<UNet2DCondition> {
+fn unet(
+    folder: &ModelFolder,
+    file: Option<&Path>,
+    dtype: Option<DType>,
+    device: &Device,
+) -> Result<UNet2DCondition> {
     let config: UnetConfig = folder.json("unet/config.json")?;
     let weights = match file {
         None => folder.weights("unet", dtype, device)?,
@@ -250,11 +262,16 @@ fn refiner(
     let index: ModelIndex = folder.json("model_index.json")?;
     let unet = unet(&folder, None, dtype, device)?;
     if family(&folder, &index, unet.config())? != Family::SdxlRefiner {
-        return Err(Error::file(path, "this is no refiner: its model_index.json lacks requires_aesthetics_score"));
+        return Err(Error::file(
+            path,
+            "this is no refiner: its model_index.json lacks requires_aesthetics_score",
+        ));
     }
     let starts_at = options.refiner_starts_at.unwrap_or(0.8);
     if !(starts_at > 0.0 && starts_at < 1.0) {
-        return Err(Error::invalid(format!("the refiner starts at {starts_at}: a part between 0 and 1 is allowed")));
+        return Err(Error::invalid(format!(
+            "the refiner starts at {starts_at}: a part between 0 and 1 is allowed"
+        )));
     }
     Ok(Refiner {
         text_encoder_2: TextEncoder::load(&folder, "text_encoder_2", "tokenizer_2", dtype, device)?,

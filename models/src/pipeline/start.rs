@@ -12,7 +12,7 @@ use crate::vae::picture;
 use crate::{Error, Result};
 
 /// The largest side of a picture: beyond it attention over pixels is no longer a sensible request.
-pub const MAX_SIDE_PX: usize = 4096;
+const MAX_SIDE_PX: usize = 4096;
 
 impl Pipeline {
     /// Checks a request, encodes its prompts and draws or encodes its first latents.
@@ -23,10 +23,13 @@ impl Pipeline {
     /// [`Error::Invalid`] names the field, its value and what is allowed.
     pub fn start(&self, request: &GenerationRequest) -> Result<Denoising> {
         let info = self.info();
-        let (width, height) = (request.width.unwrap_or(info.native_size_px), request.height.unwrap_or(info.native_size_px));
+        let (width, height) =
+            (request.width.unwrap_or(info.native_size_px), request.height.unwrap_or(info.native_size_px));
         for (name, side) in [("width", width), ("height", height)] {
             if side == 0 || side > MAX_SIDE_PX {
-                return Err(Error::invalid(format!("{name} is {side}: 1 to {MAX_SIDE_PX} pixels are allowed")));
+                return Err(Error::invalid(format!(
+                    "{name} is {side}: 1 to {MAX_SIDE_PX} pixels are allowed"
+                )));
             }
         }
         let steps = request.num_inference_steps.unwrap_or(info.num_inference_steps);

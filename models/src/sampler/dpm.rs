@@ -143,7 +143,8 @@ impl Weights {
     fn new(sample: f64, scale: f64, h: f64, noise: f64) -> Self {
         let phi_1 = h.exp_m1();
         // Where two sigmas are equal, the step has no length and these their limit.
-        let (phi_2, phi_3) = if h == 0.0 { (0.0, 0.0) } else { (phi_1 / h - 1.0, (phi_1 - h) / (h * h) - 0.5) };
+        let (phi_2, phi_3) =
+            if h == 0.0 { (0.0, 0.0) } else { (phi_1 / h - 1.0, (phi_1 - h) / (h * h) - 0.5) };
         Self {
             sample,
             value: scale * phi_1,

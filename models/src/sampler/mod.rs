@@ -180,7 +180,12 @@ impl Sampler {
     ///
     /// # Errors
     /// The run is over, or the shapes differ.
-    pub fn step(&mut self, model_output: &Tensor, sample: &Tensor, noise: &mut TorchGenerator) -> Result<Tensor> {
+    pub fn step(
+        &mut self,
+        model_output: &Tensor,
+        sample: &Tensor,
+        noise: &mut TorchGenerator,
+    ) -> Result<Tensor> {
         self.check(model_output, sample)?;
         let at = Evaluation { plan: &self.plan, index: self.position, model_output, sample };
         let next = self.solver.step(at, noise)?;
@@ -207,7 +212,9 @@ impl Sampler {
         }
         if model_output.dims() != sample.dims() {
             let (output, sample) = (model_output.dims(), sample.dims());
-            return Err(Error::invalid(format!("a model output of shape {output:?} for a sample of {sample:?}")));
+            return Err(Error::invalid(format!(
+                "a model output of shape {output:?} for a sample of {sample:?}"
+            )));
         }
         Ok(())
     }

@@ -142,7 +142,9 @@ pub(super) fn set_schedule_type(name: &str, config: &mut SchedulerConfig) -> Res
         "simple" | "sgmuniform" => (SigmaKind::Schedule, Some("trailing")),
         _ => {
             let allowed = SCHEDULE_TYPES.join(", ");
-            return Err(Error::invalid(format!("schedule type: there is no {name:?}; allowed are {allowed}")));
+            return Err(Error::invalid(format!(
+                "schedule type: there is no {name:?}; allowed are {allowed}"
+            )));
         }
     };
     config.use_karras_sigmas = Some(kind == SigmaKind::Karras);

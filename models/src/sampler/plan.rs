@@ -229,7 +229,9 @@ impl Evaluation<'_> {
     pub(super) fn draw(&self, noise: &mut TorchGenerator) -> Result<Tensor> {
         let (batch, height, width, channels) = self.sample.dims4()?;
         if batch != 1 {
-            return Err(Error::invalid(format!("sample: a batch of {batch}, but each sample has its own noise")));
+            return Err(Error::invalid(format!(
+                "sample: a batch of {batch}, but each sample has its own noise"
+            )));
         }
         noise.latents(channels, height, width, self.sample.device())
     }

@@ -124,7 +124,10 @@ impl SamplerSettings {
         let has_eta = matches!(self.kind, SamplerKind::Ddim | SamplerKind::Tcd);
         if !(0.0..=1.0).contains(&eta) || (eta != 0.0 && !has_eta) {
             let allowed = if has_eta { "0 to 1" } else { "only 0" };
-            return Err(Error::invalid(format!("eta: {eta} with {}, allowed is {allowed}", self.kind.class_name())));
+            return Err(Error::invalid(format!(
+                "eta: {eta} with {}, allowed is {allowed}",
+                self.kind.class_name()
+            )));
         }
         Ok(Self { eta, ..self })
     }
@@ -247,7 +250,12 @@ impl Schedule {
                 Prediction::Epsilon,
                 class.predictions,
             )?,
-            spacing: choice("timestep_spacing", config.timestep_spacing.as_deref(), class.spacing, &spacings)?,
+            spacing: choice(
+                "timestep_spacing",
+                config.timestep_spacing.as_deref(),
+                class.spacing,
+                &spacings,
+            )?,
             steps_offset: config.steps_offset.unwrap_or(0),
             sigma_kind: if class.sigma_kinds { sigma_kind(config)? } else { SigmaKind::Schedule },
             sigma_min: config.sigma_min,
@@ -274,7 +282,11 @@ fn betas(class: &Class, config: &SchedulerConfig) -> Result<Vec<f32>> {
     let end = config.beta_end.unwrap_or(class.beta_end);
     let betas = match &config.trained_betas {
         Some(betas) if betas.len() != n => {
-            return Err(unsupported("trained_betas", format!("{} values", betas.len()), &format!("{n} values")));
+            return Err(unsupported(
+                "trained_betas",
+                format!("{} values", betas.len()),
+                &format!("{n} values"),
+            ));
         }
         Some(betas) => betas.iter().map(|b| *b as f32).collect(),
         None => schedule.betas(start, end, n),
@@ -284,7 +296,10 @@ fn betas(class: &Class, config: &SchedulerConfig) -> Result<Vec<f32>> {
     }
     match (config.rescale_betas_zero_snr, class.zero_snr) {
         (Some(true), ZeroSnr::Unknown) => {
-            let allowed = format!("false, with {}: a model without terminal signal needs another scheduler", class.name);
+            let allowed = format!(
+                "false, with {}: a model without terminal signal needs another scheduler",
+                class.name
+            );
             Err(unsupported("rescale_betas_zero_snr", true, &allowed))
         }
         (Some(true), _) => Ok(rescale_zero_terminal_snr(&betas)),
@@ -334,7 +349,12 @@ fn refuse_unsupported(config: &SchedulerConfig) -> Result<()> {
 }
 
 /// The value that a word of the config stands for.
-pub(super) fn choice<T: Copy>(field: &str, word: Option<&str>, default: T, allowed: &[(&str, T)]) -> Result<T> {
+pub(super) fn choice<T: Copy>(
+    field: &str,
+    word: Option<&str>,
+    default: T,
+    allowed: &[(&str, T)],
+) -> Result<T> {
     let Some(word) = word else { return Ok(default) };
     let found = allowed.iter().find(|(name, _)| *name == word);
     found.map(|(_, value)| *value).ok_or_else(|| {
