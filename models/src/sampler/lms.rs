@@ -25,7 +25,8 @@ impl Solver for Lms {
         let order = ORDER.min(at.index + 1);
         let newest_first: Vec<f64> = (0..order).map(|k| at.plan.sigmas[at.index - k]).collect();
         let weight = |j| lagrange_integral(&newest_first, j, at.sigma(), at.next_sigma());
-        let terms: Vec<_> = self.derivatives.iter().take(order).enumerate().map(|(j, d)| (weight(j), d)).collect();
+        let terms: Vec<_> =
+            self.derivatives.iter().take(order).enumerate().map(|(j, d)| (weight(j), d)).collect();
         Ok(aquatint_kernels::weighted_sum(&[&[(1.0, at.sample)], terms.as_slice()].concat())?)
     }
 }

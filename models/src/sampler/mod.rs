@@ -8,7 +8,7 @@
 //! let mut sampler = settings.sampler(num_inference_steps)?;
 //! let mut sample = noise * sampler.init_noise_sigma();
 //! while !sampler.is_done() {
-//!     let model_output = denoiser(sampler.scale_model_input(&sample)?, sampler.timestep());
+//!     let model_output = denoiser(sampler.scale_model_input(&sample)?, sampler.timesteps()[sampler.position()]);
 //!     sample = sampler.step(&model_output, &sample, &mut generator)?;
 //! }
 //! ```
@@ -30,8 +30,11 @@ mod lms;
 mod names;
 mod plan;
 mod pndm;
+mod schedule;
 mod settings;
 mod tcd;
+#[cfg(test)]
+mod tests;
 mod unipc;
 
 use aquatint_kernels::weighted_sum;
@@ -47,8 +50,6 @@ pub use settings::SamplerSettings;
 #[derive(Debug)]
 pub struct Sampler {
     kind: SamplerKind,
-    num_inference_steps: usize,
-    num_train_timesteps: usize,
     plan: Plan,
     solver: Box<dyn Solver>,
     position: usize,
@@ -56,16 +57,8 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    fn new(settings: &SamplerSettings, steps: usize, plan: Plan, solver: Box<dyn Solver>) -> Self {
-        Self {
-            kind: settings.kind(),
-            num_inference_steps: steps,
-            num_train_timesteps: settings.num_train_timesteps(),
-            end: plan.timesteps.len(),
-            plan,
-            solver,
-            position: 0,
-        }
+    fn new(kind: SamplerKind, plan: Plan, solver: Box<dyn Solver>) -> Self {
+        Self { kind, end: plan.timesteps.len(), plan, solver, position: 0 }
     }
 
     /// Where the run ends, counted in evaluations from the start of the schedule.
@@ -117,42 +110,6 @@ impl Sampler {
         self.end = index.min(self.plan.timesteps.len());
     }
 
-    /// Where image-to-image begins: the share `strength` of the steps, 0 to 1, is left.
-    ///
-    /// Source: `StableDiffusionImg2ImgPipeline.get_timesteps`.
-    pub fn index_of_strength(&self, strength: f64) -> usize {
-        let steps = self.num_inference_steps;
-        let left = ((steps as f64 * strength) as usize).min(steps);
-        (steps - left) * self.order()
-    }
-
-    /// Where a run begins that takes over at the share `denoising_start` of the noise, 0 to 1.
-    ///
-    /// Source: `StableDiffusionXLImg2ImgPipeline.get_timesteps`.
-    pub fn index_of_denoising_start(&self, denoising_start: f64) -> usize {
-        let cutoff = self.cutoff(denoising_start);
-        let mut left = self.plan.timesteps.iter().filter(|t| **t < cutoff).count();
-        if self.order() == 2 && left % 2 == 0 {
-            // Between the evaluations of a step the run cannot begin.
-            left += 1;
-        }
-        self.plan.timesteps.len().saturating_sub(left)
-    }
-
-    /// Where a run ends that hands over at the share `denoising_end` of the noise, 0 to 1.
-    ///
-    /// Source: `StableDiffusionXLPipeline.__call__`.
-    pub fn index_of_denoising_end(&self, denoising_end: f64) -> usize {
-        let cutoff = self.cutoff(denoising_end);
-        self.plan.timesteps.iter().filter(|t| **t >= cutoff).count()
-    }
-
-    /// The training timestep at which the share `done` of the noise is gone.
-    fn cutoff(&self, done: f64) -> f64 {
-        let train = self.num_train_timesteps as f64;
-        (train - done * train).round_ties_even()
-    }
-
     /// `original` with as much of `noise` as a sample has at evaluation `index`.
     ///
     /// # Errors
@@ -180,7 +137,12 @@ impl Sampler {
     ///
     /// # Errors
     /// The run is over, or the shapes differ.
-    pub fn step(&mut self, model_output: &Tensor, sample: &Tensor, noise: &mut TorchGenerator) -> Result<Tensor> {
+    pub fn step(
+        &mut self,
+        model_output: &Tensor,
+        sample: &Tensor,
+        noise: &mut TorchGenerator,
+    ) -> Result<Tensor> {
         self.check(model_output, sample)?;
         let at = Evaluation { plan: &self.plan, index: self.position, model_output, sample };
         let next = self.solver.step(at, noise)?;
@@ -207,7 +169,9 @@ impl Sampler {
         }
         if model_output.dims() != sample.dims() {
             let (output, sample) = (model_output.dims(), sample.dims());
-            return Err(Error::invalid(format!("a model output of shape {output:?} for a sample of {sample:?}")));
+            return Err(Error::invalid(format!(
+                "a model output of shape {output:?} for a sample of {sample:?}"
+            )));
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use candle_core::Tensor;
 
 use super::dpm::lambda;
 use super::plan::{Evaluation, Plan, Solver};
-use super::settings::{Schedule, choice, unsupported};
+use super::schedule::{Schedule, choice, unsupported};
 use crate::Result;
 use crate::noise::TorchGenerator;
 use crate::schedule::{FinalSigma, NoiseLevel, SchedulerConfig};
@@ -108,7 +108,14 @@ impl Solver for Steps {
 impl Steps {
     /// The step from `from`, the sample at evaluation `index`, to the next. `arrived`: the value there, where it is
     /// known and the step is a correction.
-    fn update(&self, plan: &Plan, index: usize, from: &Tensor, order: usize, arrived: Option<&Tensor>) -> Result<Tensor> {
+    fn update(
+        &self,
+        plan: &Plan,
+        index: usize,
+        from: &Tensor,
+        order: usize,
+        arrived: Option<&Tensor>,
+    ) -> Result<Tensor> {
         let step = lambda(plan, index + 1) - lambda(plan, index);
         let [start, end] = [index, index + 1].map(|i| NoiseLevel::preserving(plan.sigmas[i]));
         let (h, of_sample, scale) = match self.settings.predict_x0 {
@@ -125,7 +132,8 @@ impl Steps {
             Variant::Bh2 => h.exp_m1(),
         };
         let rhos = if order + usize::from(arrived.is_some()) == 2 { vec![0.5] } else { rhos(&places, h, b) };
-        let differences: Vec<f64> = rhos.iter().zip(&places).map(|(rho, place)| scale * b * rho / place).collect();
+        let differences: Vec<f64> =
+            rhos.iter().zip(&places).map(|(rho, place)| scale * b * rho / place).collect();
         let newest = scale * h.exp_m1() - differences.iter().sum::<f64>();
 
         let mut terms = vec![(of_sample, from)];

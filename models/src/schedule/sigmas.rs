@@ -134,7 +134,10 @@ mod tests {
     fn every_kind_goes_from_max_to_min() {
         for kind in [SigmaKind::Karras, SigmaKind::Exponential, SigmaKind::Beta] {
             let sigmas = kind.sigmas(14.6, 0.03, 10).unwrap();
-            assert!((sigmas[0] - 14.6).abs() < 1e-9 && (sigmas[9] - 0.03).abs() < 1e-9, "{kind:?}: {sigmas:?}");
+            assert!(
+                (sigmas[0] - 14.6).abs() < 1e-9 && (sigmas[9] - 0.03).abs() < 1e-9,
+                "{kind:?}: {sigmas:?}"
+            );
             assert!(sigmas.windows(2).all(|w| w[0] > w[1]), "{kind:?}: {sigmas:?}");
         }
         // exp((ln 14.6 + ln 0.03) / 2), and the middle of the Karras ramp, from their formulas.
