@@ -50,6 +50,8 @@ pub use settings::SamplerSettings;
 #[derive(Debug)]
 pub struct Sampler {
     kind: SamplerKind,
+    num_inference_steps: usize,
+    num_train_timesteps: usize,
     plan: Plan,
     solver: Box<dyn Solver>,
     position: usize,
@@ -57,8 +59,16 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    fn new(kind: SamplerKind, plan: Plan, solver: Box<dyn Solver>) -> Self {
-        Self { kind, end: plan.timesteps.len(), plan, solver, position: 0 }
+    fn new(settings: &SamplerSettings, steps: usize, plan: Plan, solver: Box<dyn Solver>) -> Self {
+        Self {
+            kind: settings.kind(),
+            num_inference_steps: steps,
+            num_train_timesteps: settings.num_train_timesteps(),
+            end: plan.timesteps.len(),
+            plan,
+            solver,
+            position: 0,
+        }
     }
 
     /// Where the run ends, counted in evaluations from the start of the schedule.
@@ -108,6 +118,42 @@ impl Sampler {
     /// whole schedule.
     pub fn end_at(&mut self, index: usize) {
         self.end = index.min(self.plan.timesteps.len());
+    }
+
+    /// Where image-to-image begins: the share `strength` of the steps, 0 to 1, is left.
+    ///
+    /// Source: `StableDiffusionImg2ImgPipeline.get_timesteps`.
+    pub fn index_of_strength(&self, strength: f64) -> usize {
+        let steps = self.num_inference_steps;
+        let left = ((steps as f64 * strength) as usize).min(steps);
+        (steps - left) * self.order()
+    }
+
+    /// Where a run begins that takes over at the share `denoising_start` of the noise, 0 to 1.
+    ///
+    /// Source: `StableDiffusionXLImg2ImgPipeline.get_timesteps`.
+    pub fn index_of_denoising_start(&self, denoising_start: f64) -> usize {
+        let cutoff = self.cutoff(denoising_start);
+        let mut left = self.plan.timesteps.iter().filter(|t| **t < cutoff).count();
+        if self.order() == 2 && left % 2 == 0 {
+            // Between the evaluations of a step the run cannot begin.
+            left += 1;
+        }
+        self.plan.timesteps.len().saturating_sub(left)
+    }
+
+    /// Where a run ends that hands over at the share `denoising_end` of the noise, 0 to 1.
+    ///
+    /// Source: `StableDiffusionXLPipeline.__call__`.
+    pub fn index_of_denoising_end(&self, denoising_end: f64) -> usize {
+        let cutoff = self.cutoff(denoising_end);
+        self.plan.timesteps.iter().filter(|t| **t >= cutoff).count()
+    }
+
+    /// The training timestep at which the share `done` of the noise is gone.
+    fn cutoff(&self, done: f64) -> f64 {
+        let train = self.num_train_timesteps as f64;
+        (train - done * train).round_ties_even()
     }
 
     /// `original` with as much of `noise` as a sample has at evaluation `index`.

@@ -48,7 +48,7 @@ impl SamplerSettings {
     /// # Errors
     /// [`Error::Invalid`] names the field and the value that is not supported, and what is.
     pub fn from_config(config: &SchedulerConfig) -> Result<Self> {
-        let Some(name) = config.class_name() else {
+        let Some(name) = config.class_name.as_deref() else {
             return Err(Error::invalid("scheduler: the config has no _class_name"));
         };
         // A class that stands for others under a name of its own has overrides.
@@ -152,7 +152,7 @@ impl SamplerSettings {
             )));
         }
         let (plan, solver) = self.start(num_inference_steps)?;
-        Ok(Sampler::new(self.kind, plan, solver))
+        Ok(Sampler::new(self, num_inference_steps, plan, solver))
     }
 
     fn start(&self, n: usize) -> Result<(Plan, Box<dyn Solver>)> {

@@ -247,6 +247,22 @@ fn a_run_begins_and_ends_where_it_is_told() {
     assert_eq!(sampler.len(), 10);
 }
 
+/// Expected values: the lines of diffusers' pipelines, computed by hand.
+#[test]
+fn strength_and_hand_over_in_evaluations() {
+    let euler = |n| named("Euler", SDXL).sampler(n).unwrap();
+    assert_eq!([0.0, 0.3, 1.0].map(|strength| euler(20).index_of_strength(strength)), [20, 14, 0]);
+    // 100 * 0.29 is 28.999999999999996, of which Python's int() leaves 28.
+    assert_eq!(euler(100).index_of_strength(0.29), 72);
+    assert_eq!(named("Heun", SDXL).sampler(20).unwrap().index_of_strength(0.3), 28);
+    // Timesteps 751, 501, 251, 1: before and after 1000 - 800.
+    assert_eq!((euler(4).index_of_denoising_end(0.8), euler(4).index_of_denoising_start(0.8)), (3, 3));
+    // A timestep at the cutoff belongs to what comes before.
+    assert_eq!((euler(4).index_of_denoising_end(0.499), euler(4).index_of_denoising_start(0.499)), (2, 2));
+    // 751, 501, 501, 251, 251, 1, 1: the run begins with a step, not between its two evaluations.
+    assert_eq!(named("Heun", SDXL).sampler(4).unwrap().index_of_denoising_start(0.8), 4);
+}
+
 #[test]
 fn shapes_that_do_not_fit_are_refused() {
     let mut sampler = named("Euler a", SDXL).sampler(10).unwrap();

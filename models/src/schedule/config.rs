@@ -9,7 +9,7 @@ use serde::Deserialize;
 pub struct SchedulerConfig {
     /// The scheduler class, such as `EulerDiscreteScheduler`.
     #[serde(rename = "_class_name")]
-    class_name: Option<String>,
+    pub class_name: Option<String>,
     /// Timesteps that the model was trained on.
     pub num_train_timesteps: Option<usize>,
     /// The first beta, 0 to 1.
@@ -92,11 +92,6 @@ impl SchedulerConfig {
     /// The text is no JSON, or a field is not of its type.
     pub fn from_json(text: &[u8]) -> serde_json::Result<Self> {
         serde_json::from_slice(&without_minus_infinity(text))
-    }
-
-    /// The scheduler class that the config is of.
-    pub fn class_name(&self) -> Option<&str> {
-        self.class_name.as_deref()
     }
 
     /// The config as `StableDiffusionPipeline` (not SDXL's) corrects it when it is built: such models were trained
