@@ -9,19 +9,22 @@ use super::kind::SamplerKind;
 use crate::schedule::{SchedulerConfig, SigmaKind};
 use crate::{Error, Result};
 
+/// What a name puts into a config.
+type Overrides = fn(&mut SchedulerConfig);
+
 /// A sampler by one of its names, and what the name says that the class does not.
 pub(super) struct Named {
     pub(super) name: &'static str,
     /// Further names, as [`canonical`] writes them.
     aliases: &'static [&'static str],
     kind: SamplerKind,
-    overrides: fn(&mut SchedulerConfig),
+    overrides: Overrides,
 }
 
 /// What a name was found to mean.
 pub(super) struct Found {
     pub(super) kind: SamplerKind,
-    pub(super) overrides: fn(&mut SchedulerConfig),
+    pub(super) overrides: Overrides,
     /// The schedule type that the name ended in.
     pub(super) schedule_type: Option<&'static str>,
 }
@@ -120,7 +123,7 @@ pub(super) fn find(name: &str) -> Result<Found> {
     )))
 }
 
-fn lookup(wanted: &str) -> Option<(SamplerKind, fn(&mut SchedulerConfig))> {
+fn lookup(wanted: &str) -> Option<(SamplerKind, Overrides)> {
     let is = |named: &&Named| canonical(named.name) == wanted || named.aliases.contains(&wanted);
     if let Some(named) = NAMED.iter().find(is) {
         return Some((named.kind, named.overrides));
