@@ -58,7 +58,12 @@ impl Linear {
     }
 
     /// `activation(x W^T + b) + residual`; `residual` has the result's shape.
-    pub fn forward_with(&self, x: &Tensor, activation: Activation, residual: Option<&Tensor>) -> Result<Tensor> {
+    pub fn forward_with(
+        &self,
+        x: &Tensor,
+        activation: Activation,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
         let w = self.weight.read().unwrap_or_else(|e| e.into_inner()).to_dtype(x.dtype())?;
         let mut y = x.contiguous()?.broadcast_matmul(&w.t()?)?;
         if let Some(b) = &self.bias {

@@ -19,7 +19,8 @@ pub fn timestep_embedding(
             // The reference computes exponent and product in f32; so do we.
             let exponent = -(10000f64.ln() as f32) * i as f32 / (half as f64 - freq_shift) as f32;
             let angle = t * exponent.exp();
-            let (first, second) = (if flip_sin_to_cos { half } else { 0 }, if flip_sin_to_cos { 0 } else { half });
+            let (first, second) =
+                (if flip_sin_to_cos { half } else { 0 }, if flip_sin_to_cos { 0 } else { half });
             row[first + i] = angle.sin();
             row[second + i] = angle.cos();
         }

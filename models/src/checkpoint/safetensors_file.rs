@@ -88,8 +88,9 @@ impl SafetensorsFile {
             serde_json::from_slice(&header).map_err(|e| bad(format!("its header is not valid: {e}")))?;
         let mut entries = BTreeMap::new();
         for (name, info) in header.tensors() {
-            let dtype = dtype(info.dtype)
-                .ok_or_else(|| bad(format!("tensor {name} is {:?}: F64, F32, F16, BF16 or I64 are read", info.dtype)))?;
+            let dtype = dtype(info.dtype).ok_or_else(|| {
+                bad(format!("tensor {name} is {:?}: F64, F32, F16, BF16, I64 or U8 are read", info.dtype))
+            })?;
             let start = header_bytes + 8 + info.data_offsets.0 as u64;
             let end = header_bytes + 8 + info.data_offsets.1 as u64;
             if end > length {
@@ -127,9 +128,11 @@ impl SafetensorsFile {
 
     /// Reads one tensor in the type it is stored in.
     pub fn tensor(&self, name: &str, device: &Device) -> Result<Tensor> {
-        let entry = self.entries.get(name).ok_or_else(|| Error::file(&self.path, format!("no tensor {name}")))?;
+        let entry =
+            self.entries.get(name).ok_or_else(|| Error::file(&self.path, format!("no tensor {name}")))?;
         let mut bytes = vec![0u8; (entry.end - entry.start) as usize];
-        read_at(&self.bytes, &mut bytes, entry.start).map_err(|e| Error::file(&self.path, format!("{name}: {e}")))?;
+        read_at(&self.bytes, &mut bytes, entry.start)
+            .map_err(|e| Error::file(&self.path, format!("{name}: {e}")))?;
         Ok(Tensor::from_raw_buffer(&bytes, entry.dtype, &entry.shape, device)?)
     }
 }
@@ -153,6 +156,7 @@ fn dtype(dtype: Dtype) -> Option<DType> {
         Dtype::F16 => DType::F16,
         Dtype::BF16 => DType::BF16,
         Dtype::I64 => DType::I64,
+        Dtype::U8 => DType::U8,
         _ => return None,
     })
 }
