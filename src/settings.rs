@@ -343,14 +343,16 @@ fn lora(text: &str) -> Result<LoraChoice, String> {
     if path.is_empty() {
         return Err("FILE or FILE:SCALE is needed".into());
     }
-    Ok(LoraChoice { path: path.into(), scale })
+    Ok(LoraChoice::new(path, scale))
 }
 
 /// The captioning way of the replaced service needs a captioning model; this is where its name will be accepted.
 fn refine_mode(text: &str) -> Result<RefineMode, String> {
     match text {
         "img2img" => Ok(RefineMode::Img2Img),
-        "caption" => Err("REFINE_MODE=caption needs a captioning model, which is not built yet: use img2img".into()),
+        "caption" => {
+            Err("REFINE_MODE=caption needs a captioning model, which is not built yet: use img2img".into())
+        }
         _ => Err("img2img is needed".into()),
     }
 }
@@ -383,7 +385,7 @@ mod tests {
 
     #[test]
     fn a_lora_may_have_a_scale() {
-        assert_eq!(lora("a.safetensors:0.5").unwrap(), LoraChoice { path: "a.safetensors".into(), scale: 0.5 });
+        assert_eq!(lora("a.safetensors:0.5").unwrap(), LoraChoice::new("a.safetensors", 0.5));
         assert_eq!(lora("a.safetensors").unwrap().scale, 1.0);
         assert_eq!(lora("a:-1").unwrap().scale, -1.0);
         for bad in ["a:x", "a:", "a:nan", ":0.5", ""] {

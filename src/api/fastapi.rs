@@ -108,7 +108,8 @@ async fn read(request: Request, limit_bytes: usize) -> Result<axum::body::Bytes,
         let text = format!("Request body is too large: at most {mib} MiB are accepted.");
         ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, text)
     };
-    let length = request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+    let length =
+        request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
     if length.is_some_and(|length| length > limit_bytes as u64) {
         return Err(too_large());
     }

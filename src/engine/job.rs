@@ -3,12 +3,11 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use aquatint_models::pipeline::request::GenerationRequest;
 use image::RgbImage;
 use tokio::sync::oneshot;
 
 use super::recipe::Recipe;
-use super::{Backend, Denoising, EngineError, LoraChoice};
+use super::{Backend, Denoising, EngineError, GenerationRequest, LoraChoice};
 
 /// What a caller wants.
 #[derive(Clone, Debug)]

@@ -7,7 +7,8 @@ pub mod pipeline;
 pub mod recipe;
 mod thread;
 
-pub use backend::{Backend, Denoising, LoraChoice, ModelInfo};
+pub use aquatint_models::pipeline::{GenerationRequest, LoraChoice, Mode, ModelInfo};
+pub use backend::{Backend, Denoising};
 pub use error::EngineError;
 pub use job::{Job, JobSource, Picture, Reply, Work, make};
 pub use thread::{Engine, Phase, Running, Status};

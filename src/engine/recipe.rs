@@ -1,9 +1,8 @@
 //! Everything that determined a picture: what its file carries and what replies echo.
 
-use aquatint_models::pipeline::request::{GenerationRequest, Mode};
 use serde::Serialize;
 
-use super::{LoraChoice, ModelInfo};
+use super::{GenerationRequest, LoraChoice, Mode, ModelInfo};
 
 /// A picture's recipe, complete: the model's defaults are filled in.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -35,7 +34,7 @@ pub struct Recipe {
     /// The model's name.
     pub model: String,
     /// The model's family.
-    pub family: String,
+    pub family: &'static str,
     /// The version of this program.
     pub version: &'static str,
 }
@@ -74,9 +73,9 @@ impl Recipe {
             clip_skip: request.clip_skip,
             mode,
             strength,
-            loras: loras.iter().map(|l| Lora { name: l.name(), scale: l.scale }).collect(),
+            loras: loras.iter().map(|l| Lora { name: lora_name(l), scale: l.scale }).collect(),
             model: info.name.clone(),
-            family: info.family.clone(),
+            family: info.family.name(),
             version: env!("CARGO_PKG_VERSION"),
         }
     }
@@ -103,7 +102,8 @@ impl Recipe {
             fields.push(("Clip skip", (self.clip_skip + 1).to_string()));
         }
         fields.push(("Version", format!("aquatint {}", self.version)));
-        let fields: Vec<_> = fields.iter().map(|(name, value)| format!("{name}: {}", quoted(value))).collect();
+        let fields: Vec<_> =
+            fields.iter().map(|(name, value)| format!("{name}: {}", quoted(value))).collect();
         let negative = match self.negative_prompt.as_deref() {
             None | Some("") => String::new(),
             Some(text) => format!("\nNegative prompt: {text}"),
@@ -112,6 +112,11 @@ impl Recipe {
         let loras: String = self.loras.iter().map(|l| format!(" <lora:{}:{}>", l.name, l.scale)).collect();
         format!("{}{loras}{negative}\n{}", self.prompt, fields.join(", "))
     }
+}
+
+/// The file's name without its extension: how clients and recipes name a LoRA.
+fn lora_name(lora: &LoraChoice) -> String {
+    lora.path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// A seed for whoever names none. 32 bits, as the web UI draws them: every client can hold it exactly.
@@ -123,7 +128,11 @@ pub fn random_seed() -> u64 {
 
 /// Values with a separator in them are quoted as JSON, so that the fields can be told apart.
 fn quoted(value: &str) -> String {
-    if value.contains([',', ':', '\n']) { serde_json::Value::from(value).to_string() } else { value.to_owned() }
+    if value.contains([',', ':', '\n']) {
+        serde_json::Value::from(value).to_string()
+    } else {
+        value.to_owned()
+    }
 }
 
 /// `DPM++ 2M Karras` is sampler `DPM++ 2M` with schedule type `Karras`.
@@ -142,19 +151,20 @@ mod tests {
     fn recipe() -> Recipe {
         let info = ModelInfo {
             name: "sdxl, base".into(),
-            family: "sdxl".into(),
+            family: aquatint_models::pipeline::Family::Sdxl,
             device: "cpu".into(),
             native_size_px: 1024,
             multiple_px: 8,
             num_inference_steps: 20,
             guidance_scale: 5.0,
             scheduler: "Euler".into(),
+            inpainting_unet: false,
             random_weights: false,
         };
         let mut request = GenerationRequest::new("a red apple, on a table", 42);
         request.negative_prompt = Some("blurry".into());
         request.scheduler = Some("DPM++ 2M Karras".into());
-        let loras = [LoraChoice { path: "/loras/ink.safetensors".into(), scale: 0.8 }];
+        let loras = [LoraChoice::new("/loras/ink.safetensors", 0.8)];
         Recipe::new(&request, (896, 512), &info, &loras)
     }
 

@@ -78,7 +78,8 @@ impl Engine {
                 Ok(backend) => {
                     let info = Arc::new(backend.info());
                     status.send_modify(|s| s.phase = Phase::Ready(info));
-                    Loop { backend, merged: Some(loras.clone()), always: loras, status: &status }.serve(&*jobs)
+                    Loop { backend, merged: Some(loras.clone()), always: loras, status: &status }
+                        .serve(&*jobs)
                 }
                 Err(error) => error,
             };

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use aquatint_models::pipeline::request::GenerationRequest;
+use crate::engine::GenerationRequest;
 use axum::Json;
 use axum::extract::{Request, State};
 use serde_json::{Map, Value};

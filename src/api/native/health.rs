@@ -1,6 +1,6 @@
 //! `GET /health` and `GET /benchmark`.
 
-use aquatint_models::pipeline::request::GenerationRequest;
+use crate::engine::GenerationRequest;
 use axum::Json;
 use axum::extract::State;
 use serde_json::{Map, Value, json};
@@ -19,21 +19,21 @@ pub async fn health(State(app): State<App>) -> Json<Value> {
         Phase::Ready(model) => ("ready", Some(&**model)),
         Phase::Failed(_) => ("failed", None),
     };
-    let running = status.running.map(|r| {
-        json!({"picture": r.picture, "pictures": r.pictures, "step": r.step, "steps": r.steps})
-    });
+    let running = status
+        .running
+        .map(|r| json!({"picture": r.picture, "pictures": r.pictures, "step": r.step, "steps": r.steps}));
     Json(json!({
         "status": "healthy",
         "state": state,
         // A text at all times: clients look for "cuda" in it.
         "device": model.map_or("loading", |m| &m.device),
         "model": model.map(|m| &m.name),
-        "family": model.map(|m| &m.family),
+        "family": model.map(|m| m.family.name()),
         "random_weights": model.map(|m| m.random_weights),
         "optimizations": {
-            "steps": model.map(|m| default_steps(&app, m)),
-            "guidance_scale": model.map(|m| default_guidance_scale(&app, m)),
-            "scheduler": model.map(|m| default_scheduler(&app).unwrap_or_else(|| m.scheduler.clone())),
+            "steps": model.map(|m| default_steps(&app, app.lcm).unwrap_or(m.num_inference_steps)),
+            "guidance_scale": model.map(|m| default_guidance_scale(&app, app.lcm).unwrap_or(m.guidance_scale)),
+            "scheduler": model.map(|m| default_scheduler(&app, app.lcm).unwrap_or_else(|| m.scheduler.clone())),
             "memory_optimizations": [],
         },
         "size_table": model.map(size_table),
@@ -73,19 +73,20 @@ pub async fn benchmark(State(app): State<App>) -> Result<Json<Value>, ApiError> 
     let place = app.queue.admit()?;
     let model = app.engine.model().await.map_err(|error| refusal(error, &WORDING))?;
     let mut request = GenerationRequest::new(BENCHMARK_PROMPT, 0);
-    request.num_inference_steps = Some(default_steps(&app, &model));
-    request.guidance_scale = Some(default_guidance_scale(&app, &model));
-    request.scheduler = default_scheduler(&app);
+    request.num_inference_steps = default_steps(&app, app.lcm);
+    request.guidance_scale = default_guidance_scale(&app, app.lcm);
+    request.scheduler = default_scheduler(&app, app.lcm);
     let work = Work { requests: vec![request], loras: Vec::new() };
     let made = pictures(&app, place, work, &WORDING).await?;
     let seconds = made.iter().map(|p| p.elapsed_ms).sum::<f64>() / 1e3;
+    let recipe = made.first().map(|p| &p.recipe);
     Ok(Json(json!({
         "benchmark": "text-to-image",
         "prompt": BENCHMARK_PROMPT,
         "generation_time_seconds": (seconds * 1e3).round() / 1e3,
-        "steps": default_steps(&app, &model),
+        "steps": recipe.map(|r| r.num_inference_steps),
         "device": model.device,
-        "guidance_scale": default_guidance_scale(&app, &model),
+        "guidance_scale": recipe.map(|r| r.guidance_scale),
         "images_generated": made.len(),
         "performance_rating": rating(seconds),
     })))

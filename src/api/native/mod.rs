@@ -1,6 +1,5 @@
 //! The native API, a drop-in for the Python service that this server replaces.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Json;
@@ -31,12 +30,7 @@ struct Wording {
 
 /// Submits work and waits for its pictures. A handler that is dropped here, because its client has left, drops the
 /// job with it.
-async fn pictures(
-    app: &App,
-    place: Place,
-    work: Work,
-    wording: &Wording,
-) -> Result<Vec<Picture>, ApiError> {
+async fn pictures(app: &App, place: Place, work: Work, wording: &Wording) -> Result<Vec<Picture>, ApiError> {
     app.queue.submit(place, work).await.map_err(|error| refusal(error, wording))
 }
 
@@ -63,15 +57,9 @@ fn refusal(error: EngineError, wording: &Wording) -> ApiError {
 async fn reply(made: Vec<Picture>, model: &ModelInfo, started: Instant) -> Result<Json<Value>, ApiError> {
     let seeds: Vec<u64> = made.iter().map(|p| p.recipe.seed).collect();
     let recipe = made.first().map(|p| p.recipe.clone());
-    let made = Arc::new(made);
-    let images = tokio::task::spawn_blocking(move || {
-        made.iter().map(|p| Ok(BASE64.encode(picture::encode(p, Format::Png)?))).collect()
-    });
-    let images: Vec<String> = match images.await {
-        Ok(Ok(images)) => images,
-        Ok(Err(error)) => return Err(internal(&error)),
-        Err(error) => return Err(internal(&error)),
-    };
+    let encode = |p: &Picture| picture::encode(p, Format::Png).map(|bytes| BASE64.encode(bytes));
+    let images = tokio::task::spawn_blocking(move || made.iter().map(encode).collect::<Result<Vec<_>, _>>());
+    let images = images.await.map_err(|e| internal(&e))?.map_err(|e| internal(&e))?;
     Ok(Json(json!({
         "images": images,
         "seeds": seeds,

@@ -1,6 +1,6 @@
 //! What `config` may change, and what holds where it does not.
 
-use aquatint_models::pipeline::request::GenerationRequest;
+use crate::engine::GenerationRequest;
 use serde_json::{Map, Value};
 
 use super::fields::Fields;
@@ -54,44 +54,47 @@ impl Overrides {
         model: &ModelInfo,
     ) -> Result<GenerationRequest, ApiError> {
         if let Some(name) = self.model.as_deref().filter(|name| *name != model.name) {
-            return Err(ApiError::invalid(format!("Unknown model {name:?}. Must be one of ['{}']", model.name)));
+            return Err(ApiError::invalid(format!(
+                "Unknown model {name:?}. Must be one of ['{}']",
+                model.name
+            )));
         }
+        let lcm = app.lcm || self.loras.iter().any(|l| l.lcm);
+        let guidance_scale = || {
+            let default = default_guidance_scale(app, lcm);
+            if lcm { default } else { temper(default, model.guidance_scale, temperature) }
+        };
         let mut request = GenerationRequest::new(prompt, self.seed);
         request.negative_prompt = self.negative_prompt.clone();
-        let steps = default_steps(app, model);
-        request.num_inference_steps = Some(self.steps.unwrap_or(steps));
-        let guidance_scale = default_guidance_scale(app, model);
-        let tempered = || temper(guidance_scale, temperature);
-        request.guidance_scale = Some(self.guidance_scale.unwrap_or_else(tempered));
-        request.scheduler = self.scheduler.clone().or_else(|| default_scheduler(app));
+        request.num_inference_steps = self.steps.or(default_steps(app, lcm));
+        request.guidance_scale = self.guidance_scale.or_else(guidance_scale);
+        request.scheduler = self.scheduler.clone().or_else(|| default_scheduler(app, lcm));
         Ok(request)
     }
 }
 
-/// Steps where a request names none.
-pub(super) fn default_steps(app: &App, model: &ModelInfo) -> usize {
-    let steps = app.defaults.steps.unwrap_or(model.num_inference_steps);
-    if app.lcm { steps.min(LCM_MAX_STEPS) } else { steps }
+/// Steps where a request names none and the server's settings do.
+pub(super) fn default_steps(app: &App, lcm: bool) -> Option<usize> {
+    app.defaults.steps.map(|steps| if lcm { steps.min(LCM_MAX_STEPS) } else { steps })
 }
 
-/// Guidance where a request names none.
-pub(super) fn default_guidance_scale(app: &App, model: &ModelInfo) -> f64 {
-    if app.lcm { 1.0 } else { app.defaults.guidance_scale.unwrap_or(model.guidance_scale) }
+/// Guidance where a request names none and the server's settings do. An LCM-LoRA brings its own.
+pub(super) fn default_guidance_scale(app: &App, lcm: bool) -> Option<f64> {
+    app.defaults.guidance_scale.filter(|_| !lcm)
 }
 
 /// The scheduler where a request names none and the server's settings do. An LCM-LoRA works with its own alone.
-pub(super) fn default_scheduler(app: &App) -> Option<String> {
-    if app.lcm { None } else { app.defaults.scheduler.clone() }
+pub(super) fn default_scheduler(app: &App, lcm: bool) -> Option<String> {
+    app.defaults.scheduler.clone().filter(|_| !lcm)
 }
 
 /// The web app's temperature as guidance: 0 is none, 1 the default, 2 as far beyond. A model that is not meant to
 /// have guidance keeps to that.
-fn temper(guidance_scale: f64, temperature: Option<f64>) -> f64 {
+fn temper(setting: Option<f64>, model: f64, temperature: Option<f64>) -> Option<f64> {
+    let default = setting.unwrap_or(model);
     match temperature {
-        Some(t) if guidance_scale > 1.0 => {
-            (1.0 + t.clamp(0.0, 2.0) * (guidance_scale - 1.0)).min(MAX_GUIDANCE_SCALE)
-        }
-        _ => guidance_scale,
+        Some(t) if default > 1.0 => Some((1.0 + t.clamp(0.0, 2.0) * (default - 1.0)).min(MAX_GUIDANCE_SCALE)),
+        _ => setting,
     }
 }
 
@@ -112,7 +115,7 @@ fn loras(config: &Fields<'_>, app: &App) -> Result<Vec<LoraChoice>, ApiError> {
         let names: Vec<_> = app.loras.names().map(|n| format!("'{n}'")).collect();
         ApiError::invalid(format!("Unknown lora {name:?}. Must be one of [{}]", names.join(", ")))
     })?;
-    Ok(vec![LoraChoice { path: path.to_owned(), scale }])
+    Ok(vec![LoraChoice::new(path, scale)])
 }
 
 #[cfg(test)]
@@ -121,12 +124,14 @@ mod tests {
 
     #[test]
     fn temperature_moves_guidance_between_none_and_twice() {
-        for (temperature, expected) in [(None, 7.5), (Some(0.0), 1.0), (Some(0.5), 4.25), (Some(1.0), 7.5)] {
-            assert_eq!(temper(7.5, temperature), expected, "{temperature:?}");
+        for (t, expected) in [(0.0, 1.0), (0.5, 4.25), (1.0, 7.5), (2.0, 14.0), (9.0, 14.0), (-3.0, 1.0)] {
+            assert_eq!(temper(Some(7.5), 5.0, Some(t)), Some(expected), "{t}");
+            assert_eq!(temper(None, 7.5, Some(t)), Some(expected), "{t}");
         }
-        assert_eq!(temper(7.5, Some(9.0)), 14.0);
-        assert_eq!(temper(7.5, Some(-3.0)), 1.0);
-        assert_eq!(temper(1.0, Some(0.2)), 1.0);
-        assert_eq!(temper(0.0, Some(0.2)), 0.0);
+        assert_eq!(temper(None, 7.5, None), None);
+        assert_eq!(temper(Some(4.0), 7.5, None), Some(4.0));
+        for fixed in [1.0, 0.0] {
+            assert_eq!(temper(None, fixed, Some(0.2)), None);
+        }
     }
 }

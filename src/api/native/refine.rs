@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use aquatint_models::pipeline::request::{GenerationRequest, Mode};
+use crate::engine::{GenerationRequest, Mode};
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
@@ -66,7 +66,9 @@ impl Form {
         let images: Option<Vec<_>> = images.and_then(|all| all.iter().map(Value::as_str).collect());
         let images = images.filter(|images| !images.is_empty()).ok_or_else(no_strings)?;
         if images.len() as u64 > MAX_IMAGES {
-            return Err(ApiError::invalid(format!("images field must contain at most {MAX_IMAGES} pictures.")));
+            return Err(ApiError::invalid(format!(
+                "images field must contain at most {MAX_IMAGES} pictures."
+            )));
         }
         let images = images.into_iter().map(str::to_owned).collect();
         Ok(Self { prompt, images, overrides: Overrides::new(body, app)? })

@@ -2,8 +2,11 @@
 
 use crate::engine::ModelInfo;
 
-/// `(ratio, standard, high)` with sizes as `(width, height)` in pixels; sorted as Python sorts the names.
-const SIZES: [(&str, (u32, u32), (u32, u32)); 11] = [
+/// `(width, height)` in pixels.
+pub type Size = (u32, u32);
+
+/// `(ratio, standard, high)`, sorted as Python sorts the names.
+const SIZES: [(&str, Size, Size); 11] = [
     ("16:9", (896, 512), (1024, 576)),
     ("1:1", (640, 640), (1024, 1024)),
     ("21:9", (960, 416), (1024, 432)),
@@ -25,8 +28,8 @@ pub fn ratios() -> impl Iterator<Item = &'static str> {
     SIZES.iter().map(|(name, ..)| *name)
 }
 
-/// The table's size for a ratio, `(width, height)` in pixels; `None` for a ratio that is not in it.
-pub fn size(ratio: &str, high: bool) -> Option<(u32, u32)> {
+/// The table's size for a ratio; `None` for a ratio that is not in it.
+pub fn size(ratio: &str, high: bool) -> Option<Size> {
     let (_, standard, large) = SIZES.iter().find(|(name, ..)| *name == ratio)?;
     Some(if high { *large } else { *standard })
 }
@@ -38,7 +41,7 @@ pub fn is_scaled(model: &ModelInfo) -> bool {
 
 /// The size as this model makes it: a small model keeps the ratio at the number of pixels it was trained on, in
 /// multiples of 8.
-pub fn for_model((width, height): (u32, u32), model: &ModelInfo) -> (u32, u32) {
+pub fn for_model((width, height): Size, model: &ModelInfo) -> Size {
     if !is_scaled(model) {
         return (width, height);
     }
