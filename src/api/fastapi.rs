@@ -97,7 +97,6 @@ pub async fn dict_body(request: Request, limit_bytes: usize) -> Result<Map<Strin
     }
     match parse(&bytes)? {
         Value::Object(map) => Ok(map),
-        Value::Null => Err(missing_body()),
         other => Err(not_a_dict(other)),
     }
 }

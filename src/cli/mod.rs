@@ -70,7 +70,8 @@ fn describe(error: &clap::Error) -> String {
 
 /// The set environment variable that an argument like `--steps <N>` is read from.
 fn variable(argument: &str) -> Option<String> {
-    let command = Cli::command();
+    let mut command = Cli::command();
+    command.build();
     let arguments = command.get_subcommands().flat_map(clap::Command::get_arguments);
     let mut named = arguments.filter(|a| a.to_string() == argument).filter_map(clap::Arg::get_env);
     named.find(|name| std::env::var_os(name).is_some()).map(|name| name.to_string_lossy().into_owned())
