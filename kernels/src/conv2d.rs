@@ -1,8 +1,9 @@
 //! Two-dimensional convolution over channels-last features, with what follows it.
 
-use std::sync::RwLock;
-
 use candle_core::{DType, Result, Tensor, bail};
+
+use crate::cpu::{self, Epilogue, Level, PackedWeight, Rows, Shared};
+use crate::weight::{ReplaceableWeight, Weight};
 
 /// Zero rows and columns added around the input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,7 +33,7 @@ impl Padding {
 /// A convolution that owns its filters in the layout its device wants.
 #[derive(Debug)]
 pub struct Conv2d {
-    weight: RwLock<Tensor>,
+    weight: ReplaceableWeight,
     bias: Option<Tensor>,
     shape: (usize, usize, usize, usize),
     stride: usize,
@@ -43,7 +44,7 @@ impl Conv2d {
     /// `weight`: `(out, in, kernel height, kernel width)` as checkpoints store it; `bias`: `(out)`.
     pub fn new(weight: &Tensor, bias: Option<&Tensor>, stride: usize, padding: Padding) -> Result<Self> {
         let shape = weight.dims4()?;
-        let bias = bias.map(|b| b.to_dtype(DType::F32)).transpose()?;
+        let bias = bias.map(|b| b.to_dtype(DType::F32)?.contiguous()).transpose()?;
         if let Some(b) = &bias
             && b.dims() != [shape.0]
         {
@@ -52,7 +53,7 @@ impl Conv2d {
         if stride == 0 {
             bail!("conv2d: the stride is 0, it must be at least 1");
         }
-        Ok(Self { weight: RwLock::new(weight.clone()), bias, shape, stride, padding })
+        Ok(Self { weight: ReplaceableWeight::new(weight)?, bias, shape, stride, padding })
     }
 
     /// `(out, in, kernel height, kernel width)`.
@@ -65,8 +66,7 @@ impl Conv2d {
         if weight.dims4()? != self.shape {
             bail!("conv2d: filters of shape {:?} cannot replace {:?}", weight.dims(), self.shape);
         }
-        *self.weight.write().unwrap_or_else(|e| e.into_inner()) = weight.clone();
-        Ok(())
+        self.weight.replace(weight)
     }
 
     /// `x`: `(batch, height, width, in)`; returns `(batch, out height, out width, out)`.
@@ -83,20 +83,260 @@ impl Conv2d {
         per_sample: Option<&Tensor>,
         residual: Option<&Tensor>,
     ) -> Result<Tensor> {
+        let geometry = self.geometry(x)?;
+        let (batch, channels) = (x.dim(0)?, self.shape.0);
+        if let Some(t) = per_sample
+            && t.dims() != [batch, channels]
+        {
+            bail!("conv2d: per_sample has shape {:?}, it must have {:?}", t.dims(), [batch, channels]);
+        }
+        let shape = (batch, geometry.out_height, geometry.out_width, channels);
+        if let Some(r) = residual
+            && r.dims4()? != shape
+        {
+            bail!("conv2d: the residual has shape {:?}, the result {shape:?}", r.dims());
+        }
+        match &*self.weight.read() {
+            Weight::Packed(w) => {
+                on_cpu(Level::best(), x, w, self.bias.as_ref(), per_sample, residual, geometry)
+            }
+            Weight::Plain(w) => {
+                definition(x, w, self.bias.as_ref(), per_sample, residual, (self.stride, self.padding))
+            }
+        }
+    }
+
+    fn geometry(&self, x: &Tensor) -> Result<Geometry> {
+        let ((_, height, width, channels), (_, in_channels, kernel_height, kernel_width)) =
+            (x.dims4()?, self.shape);
         let Padding { top, bottom, left, right } = self.padding;
-        let x = x.permute((0, 3, 1, 2))?;
-        let x = x.pad_with_zeros(2, top, bottom)?.pad_with_zeros(3, left, right)?.contiguous()?;
-        let w = self.weight.read().unwrap_or_else(|e| e.into_inner()).to_dtype(x.dtype())?;
-        let mut y = x.conv2d(&w, 0, self.stride, 1, 1)?.permute((0, 2, 3, 1))?.contiguous()?;
-        if let Some(b) = &self.bias {
-            y = y.broadcast_add(b)?;
+        if channels != in_channels {
+            bail!("conv2d: an input of shape {:?} has no {in_channels} channels", x.dims());
         }
-        if let Some(t) = per_sample {
-            y = y.broadcast_add(&t.unsqueeze(1)?.unsqueeze(1)?)?;
+        if height + top + bottom < kernel_height || width + left + right < kernel_width {
+            bail!(
+                "conv2d: an input of {height}x{width} is smaller than the {kernel_height}x{kernel_width} filter"
+            );
         }
-        match residual {
-            Some(r) => y + r,
-            None => Ok(y),
+        Ok(Geometry {
+            height,
+            width,
+            channels,
+            kernel_height,
+            kernel_width,
+            stride: self.stride,
+            padding: self.padding,
+            out_height: (height + top + bottom - kernel_height) / self.stride + 1,
+            out_width: (width + left + right - kernel_width) / self.stride + 1,
+        })
+    }
+}
+
+fn definition(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    per_sample: Option<&Tensor>,
+    residual: Option<&Tensor>,
+    (stride, padding): (usize, Padding),
+) -> Result<Tensor> {
+    let Padding { top, bottom, left, right } = padding;
+    let x = x.permute((0, 3, 1, 2))?;
+    let x = x.pad_with_zeros(2, top, bottom)?.pad_with_zeros(3, left, right)?.contiguous()?;
+    let w = weight.to_dtype(x.dtype())?;
+    let mut y = x.conv2d(&w, 0, stride, 1, 1)?.permute((0, 2, 3, 1))?.contiguous()?;
+    if let Some(b) = bias {
+        y = y.broadcast_add(b)?;
+    }
+    if let Some(t) = per_sample {
+        y = y.broadcast_add(&t.unsqueeze(1)?.unsqueeze(1)?)?;
+    }
+    match residual {
+        Some(r) => y + r,
+        None => Ok(y),
+    }
+}
+
+/// A convolution's sizes, in pixels but for `channels`.
+#[derive(Clone, Copy, Debug)]
+struct Geometry {
+    height: usize,
+    width: usize,
+    channels: usize,
+    kernel_height: usize,
+    kernel_width: usize,
+    stride: usize,
+    padding: Padding,
+    out_height: usize,
+    out_width: usize,
+}
+
+/// The output pixels as rows: a part of a row is the input pixel under one tap, or zeros in the padding.
+struct Pixels<'a> {
+    x: &'a [f32],
+    zeros: &'a [f32],
+    geometry: Geometry,
+}
+
+impl Rows for Pixels<'_> {
+    fn locate(&self, sample: usize, row: usize, parts: &mut [*const f32], stride: usize) {
+        let g = &self.geometry;
+        let (y, x) = (row / g.out_width * g.stride, row % g.out_width * g.stride);
+        for tap_y in 0..g.kernel_height {
+            for tap_x in 0..g.kernel_width {
+                // Above and to the left of the input these wrap around and are too large as well.
+                let y = (y + tap_y).wrapping_sub(g.padding.top);
+                let x = (x + tap_x).wrapping_sub(g.padding.left);
+                let pixel = if y < g.height && x < g.width {
+                    &self.x[((sample * g.height + y) * g.width + x) * g.channels..][..g.channels]
+                } else {
+                    self.zeros
+                };
+                parts[(tap_y * g.kernel_width + tap_x) * stride] = pixel.as_ptr();
+            }
         }
+    }
+}
+
+fn on_cpu(
+    level: Level,
+    x: &Tensor,
+    weight: &PackedWeight,
+    bias: Option<&Tensor>,
+    per_sample: Option<&Tensor>,
+    residual: Option<&Tensor>,
+    geometry: Geometry,
+) -> Result<Tensor> {
+    let (batch, dtype) = (x.dim(0)?, x.dtype());
+    let (x, residual) = (cpu::floats(x)?, residual.map(cpu::floats).transpose()?);
+    let bias_and_sample = match (bias, per_sample) {
+        (Some(b), Some(t)) => Some(cpu::floats(&t.broadcast_add(b)?)?),
+        (b, t) => b.or(t).map(cpu::floats).transpose()?,
+    };
+    let (x, residual) = (cpu::elements(&x)?, residual.as_ref().map(cpu::elements).transpose()?);
+    let bias = bias_and_sample.as_ref().map(cpu::elements).transpose()?;
+    let epilogue = Epilogue {
+        bias: bias.as_deref(),
+        bias_per_sample: per_sample.is_some(),
+        residual: residual.as_deref(),
+        ..Epilogue::default()
+    };
+    let zeros = vec![0.0; geometry.channels];
+    let rows = Pixels { x: &x, zeros: &zeros, geometry };
+    let count = (batch, geometry.out_height * geometry.out_width);
+    let shape = (batch, geometry.out_height, geometry.out_width, weight.columns);
+    // SAFETY: the result has `count` rows of `weight.columns`; the residual has its shape and the bias its columns.
+    let y = unsafe {
+        cpu::from_parts(shape, |out| cpu::multiply(level, &rows, count, weight, &epilogue, Shared::new(out)))
+    }?;
+    y.to_dtype(dtype)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_close, f64s, random, same_bytes, with_threads};
+
+    const BOTTOM_RIGHT: Padding = Padding { top: 0, bottom: 1, left: 0, right: 1 };
+
+    struct Case {
+        input: (usize, usize, usize, usize),
+        out: usize,
+        kernel: usize,
+        stride: usize,
+        padding: Padding,
+    }
+
+    fn case(
+        input: (usize, usize, usize, usize),
+        out: usize,
+        kernel: usize,
+        stride: usize,
+        p: Padding,
+    ) -> Case {
+        Case { input, out, kernel, stride, padding: p }
+    }
+
+    #[test]
+    fn every_level_and_type_gives_the_definition() -> Result<()> {
+        let cases = [
+            case((2, 5, 5, 3), 20, 3, 1, Padding::same(1)),
+            case((1, 5, 7, 4), 17, 3, 2, Padding::same(1)),
+            case((2, 8, 6, 33), 5, 3, 2, BOTTOM_RIGHT),
+            case((1, 9, 4, 16), 3, 1, 1, Padding::default()),
+            case((1, 3, 3, 400), 40, 3, 1, Padding::same(1)),
+            case((1, 3, 2, 1024), 33, 3, 1, Padding::same(1)),
+            case((1, 16, 16, 64), 64, 3, 1, Padding::same(1)),
+            case((1, 6, 6, 5), 7, 5, 1, Padding { top: 0, bottom: 3, left: 2, right: 0 }),
+        ];
+        for (i, c) in cases.iter().enumerate() {
+            let x = random(c.input, i as u64)?;
+            let depth = c.input.3 * c.kernel * c.kernel;
+            let w = (random((c.out, c.input.3, c.kernel, c.kernel), 9)? / (depth as f64).sqrt())?;
+            let (b, t) = (random(c.out, 7)?, random((c.input.0, c.out), 8)?);
+            for dtype in [DType::F32, DType::F16, DType::BF16] {
+                let w = w.to_dtype(dtype)?;
+                let conv = Conv2d::new(&w, Some(&b), c.stride, c.padding)?;
+                let g = conv.geometry(&x)?;
+                let r = random((c.input.0, g.out_height, g.out_width, c.out), 10)?;
+                let packed = PackedWeight::new(&w)?;
+                for level in Level::available() {
+                    for (b, t, r) in [
+                        (None, None, None),
+                        (Some(&b), None, Some(&r)),
+                        (None, Some(&t), None),
+                        (Some(&b), Some(&t), Some(&r)),
+                    ] {
+                        let y = on_cpu(level, &x, &packed, b, t, r, g)?;
+                        let expected = definition(&x, &w, b, t, r, (c.stride, c.padding))?;
+                        assert_eq!(y.dims(), expected.dims());
+                        assert_close(&y, &f64s(&expected)?, 3e-6)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks the definition too, which other tests lean on: one output element written out.
+    #[test]
+    fn taps_read_the_pixels_around() -> Result<()> {
+        let (x, w) = (random((1, 4, 5, 2), 1)?, random((1, 2, 3, 3), 2)?);
+        let y = Conv2d::new(&w, None, 1, Padding::same(1))?.forward(&x)?;
+        let (x, w, y) = (f64s(&x)?, f64s(&w)?, f64s(&y)?);
+        let mut corner = 0.0;
+        for (tap_y, tap_x, c) in
+            [(1, 1, 0), (1, 1, 1), (1, 2, 0), (1, 2, 1), (2, 1, 0), (2, 1, 1), (2, 2, 0), (2, 2, 1)]
+        {
+            corner += x[((tap_y - 1) * 5 + tap_x - 1) * 2 + c] * w[(c * 3 + tap_y) * 3 + tap_x];
+        }
+        assert!((y[0] - corner).abs() < 1e-6);
+        Ok(())
+    }
+
+    #[test]
+    fn threads_and_batches_change_no_byte() -> Result<()> {
+        let (x, w) = (random((3, 20, 20, 48), 1)?, random((72, 48, 3, 3), 2)?);
+        let conv = Conv2d::new(&w, None, 1, Padding::same(1))?;
+        let all = with_threads(1, || conv.forward(&x))?;
+        for threads in [2, 3] {
+            same_bytes(&with_threads(threads, || conv.forward(&x))?, &all)?;
+        }
+        for i in 0..3 {
+            same_bytes(&conv.forward(&x.narrow(0, i, 1)?)?, &all.narrow(0, i, 1)?)?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn wrong_shapes_are_refused() -> Result<()> {
+        let conv = Conv2d::new(&random((8, 4, 3, 3), 1)?, None, 1, Padding::default())?;
+        assert!(conv.forward(&random((1, 5, 5, 3), 1)?).is_err());
+        assert!(conv.forward(&random((1, 2, 5, 4), 1)?).is_err());
+        let x = random((1, 5, 5, 4), 1)?;
+        assert!(conv.forward_with(&x, Some(&random((2, 8), 1)?), None).is_err());
+        assert!(conv.forward_with(&x, None, Some(&random((1, 5, 5, 8), 1)?)).is_err());
+        assert!(conv.replace_weight(&random((8, 4, 1, 1), 1)?).is_err());
+        Ok(())
     }
 }

@@ -11,13 +11,17 @@
 pub mod activation;
 pub mod attention;
 pub mod conv2d;
+mod cpu;
 pub mod geglu;
 pub mod group_norm;
 pub mod layer_norm;
 pub mod linear;
 pub mod rgb8;
+#[cfg(test)]
+mod testing;
 pub mod timestep_embedding;
 pub mod upsample;
+mod weight;
 pub mod weighted_sum;
 
 pub use activation::Activation;

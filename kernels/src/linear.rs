@@ -1,15 +1,15 @@
 //! `y = activation(x W^T + b) + residual`: a matrix product with its bias and what follows it.
 
-use std::sync::RwLock;
-
 use candle_core::{DType, Result, Tensor, bail};
 
 use crate::Activation;
+use crate::cpu::{self, Epilogue, Level, PackedWeight, Rows, Shared};
+use crate::weight::{ReplaceableWeight, Weight};
 
 /// A linear layer that owns its weight in the layout its device wants.
 #[derive(Debug)]
 pub struct Linear {
-    weight: RwLock<Tensor>,
+    weight: ReplaceableWeight,
     bias: Option<Tensor>,
     in_features: usize,
     out_features: usize,
@@ -19,13 +19,13 @@ impl Linear {
     /// `weight`: `(out, in)`, f32, f16 or bf16; `bias`: `(out)`.
     pub fn new(weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
         let (out_features, in_features) = weight.dims2()?;
-        let bias = bias.map(|b| b.to_dtype(DType::F32)).transpose()?;
+        let bias = bias.map(|b| b.to_dtype(DType::F32)?.contiguous()).transpose()?;
         if let Some(b) = &bias
             && b.dims() != [out_features]
         {
             bail!("linear: the bias has shape {:?}, the weight {:?}", b.dims(), weight.dims());
         }
-        Ok(Self { weight: RwLock::new(weight.clone()), bias, in_features, out_features })
+        Ok(Self { weight: ReplaceableWeight::new(weight)?, bias, in_features, out_features })
     }
 
     /// Channels of the input.
@@ -48,8 +48,7 @@ impl Linear {
                 self.in_features
             );
         }
-        *self.weight.write().unwrap_or_else(|e| e.into_inner()) = weight.clone();
-        Ok(())
+        self.weight.replace(weight)
     }
 
     /// `x`: `(.., in)`; returns `(.., out)`.
@@ -64,15 +63,158 @@ impl Linear {
         activation: Activation,
         residual: Option<&Tensor>,
     ) -> Result<Tensor> {
-        let w = self.weight.read().unwrap_or_else(|e| e.into_inner()).to_dtype(x.dtype())?;
-        let mut y = x.contiguous()?.broadcast_matmul(&w.t()?)?;
-        if let Some(b) = &self.bias {
-            y = y.broadcast_add(b)?;
+        let mut shape = x.dims().to_vec();
+        match shape.last_mut() {
+            Some(last) if *last == self.in_features => *last = self.out_features,
+            _ => bail!("linear: an input of shape {:?} has no {} channels", x.dims(), self.in_features),
         }
-        y = activation.forward(&y)?;
-        match residual {
-            Some(r) => y + r,
-            None => Ok(y),
+        if let Some(r) = residual
+            && r.dims() != shape
+        {
+            bail!("linear: the residual has shape {:?}, the result {shape:?}", r.dims());
         }
+        match &*self.weight.read() {
+            Weight::Packed(w) => on_cpu(Level::best(), x, w, self.bias.as_ref(), activation, residual, shape),
+            Weight::Plain(w) => definition(x, w, self.bias.as_ref(), activation, residual),
+        }
+    }
+}
+
+fn definition(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    activation: Activation,
+    residual: Option<&Tensor>,
+) -> Result<Tensor> {
+    let mut y = x.contiguous()?.broadcast_matmul(&weight.to_dtype(x.dtype())?.t()?)?;
+    if let Some(b) = bias {
+        y = y.broadcast_add(b)?;
+    }
+    y = activation.forward(&y)?;
+    match residual {
+        Some(r) => y + r,
+        None => Ok(y),
+    }
+}
+
+/// Rows that lie one after the other.
+struct Tokens<'a> {
+    x: &'a [f32],
+    channels: usize,
+}
+
+impl Rows for Tokens<'_> {
+    fn locate(&self, _sample: usize, row: usize, parts: &mut [*const f32], _stride: usize) {
+        parts[0] = self.x[row * self.channels..][..self.channels].as_ptr();
+    }
+}
+
+fn on_cpu(
+    level: Level,
+    x: &Tensor,
+    weight: &PackedWeight,
+    bias: Option<&Tensor>,
+    activation: Activation,
+    residual: Option<&Tensor>,
+    shape: Vec<usize>,
+) -> Result<Tensor> {
+    let dtype = x.dtype();
+    let (x, residual) = (cpu::floats(x)?, residual.map(cpu::floats).transpose()?);
+    let (x, bias) = (cpu::elements(&x)?, bias.map(cpu::elements).transpose()?);
+    let residual = residual.as_ref().map(cpu::elements).transpose()?;
+    let rows = Tokens { x: &x, channels: weight.depth };
+    let epilogue =
+        Epilogue { bias: bias.as_deref(), activation, residual: residual.as_deref(), ..Epilogue::default() };
+    let count = x.len() / weight.depth;
+    // SAFETY: the result has `count` rows of `weight.columns`; the residual has its shape and the bias its columns.
+    let y = unsafe {
+        cpu::from_parts(shape, |out| {
+            cpu::multiply(level, &rows, (1, count), weight, &epilogue, Shared::new(out))
+        })
+    }?;
+    y.to_dtype(dtype)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_close, f64s, random, same_bytes, with_threads};
+
+    /// The formula in f64.
+    fn exact(x: &Tensor, w: &Tensor, b: Option<&Tensor>, r: Option<&Tensor>) -> Result<Vec<f64>> {
+        let (out, depth) = w.dims2()?;
+        let (x, w) = (f64s(x)?, f64s(w)?);
+        let (b, r) = (b.map(f64s).transpose()?, r.map(f64s).transpose()?);
+        let mut y = Vec::new();
+        for row in x.chunks(depth) {
+            for o in 0..out {
+                let dot: f64 = row.iter().zip(&w[o * depth..]).map(|(a, b)| a * b).sum();
+                y.push(dot + b.as_ref().map_or(0.0, |b| b[o]) + r.as_ref().map_or(0.0, |r| r[y.len()]));
+            }
+        }
+        Ok(y)
+    }
+
+    #[test]
+    fn every_level_and_type_gives_the_formula() -> Result<()> {
+        for (i, (rows, depth, out)) in
+            [(1, 1, 1), (3, 1, 17), (15, 64, 48), (29, 77, 33), (77, 1024, 40), (130, 1300, 80), (64, 400, 3)]
+                .into_iter()
+                .enumerate()
+        {
+            let x = random((rows, depth), i as u64)?;
+            let (b, r) = (random(out, 7)?, random((rows, out), 8)?);
+            for dtype in [DType::F32, DType::F16, DType::BF16] {
+                let w = (random((out, depth), 9)? / (depth as f64).sqrt())?.to_dtype(dtype)?;
+                let packed = PackedWeight::new(&w)?;
+                for level in Level::available() {
+                    for (b, r) in [(None, None), (Some(&b), None), (Some(&b), Some(&r))] {
+                        let y = on_cpu(level, &x, &packed, b, Activation::None, r, vec![rows, out])?;
+                        assert_close(&y, &exact(&x, &w, b, r)?, 3e-6)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn activations_come_before_the_residual() -> Result<()> {
+        let (x, w, b, r) =
+            (random((2, 9, 40), 1)?, random((50, 40), 2)?, random(50, 3)?, random((2, 9, 50), 4)?);
+        let linear = Linear::new(&w, Some(&b))?;
+        use Activation::*;
+        for f in [None, Silu, Gelu, GeluTanh, QuickGelu, Relu] {
+            let y = linear.forward_with(&x, f, Some(&r))?;
+            assert_eq!(y.dims(), [2, 9, 50]);
+            assert_close(&y, &f64s(&definition(&x, &w, Some(&b), f, Some(&r))?)?, 1e-5)?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn threads_and_batches_change_no_byte() -> Result<()> {
+        let (x, w) = (random((4, 256, 320), 1)?, random((200, 320), 2)?);
+        let linear = Linear::new(&w, None)?;
+        let all = with_threads(1, || linear.forward(&x))?;
+        for threads in [2, 3, 4] {
+            same_bytes(&with_threads(threads, || linear.forward(&x))?, &all)?;
+        }
+        for i in 0..4 {
+            same_bytes(&linear.forward(&x.narrow(0, i, 1)?)?, &all.narrow(0, i, 1)?)?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn strided_inputs_and_replaced_weights() -> Result<()> {
+        let (x, w, other) = (random((30, 20), 1)?, random((10, 30), 2)?, random((10, 30), 3)?);
+        let linear = Linear::new(&w, None)?;
+        linear.replace_weight(&other)?;
+        assert_close(&linear.forward(&x.t()?)?, &exact(&x.t()?, &other, None, None)?, 1e-5)?;
+        assert!(linear.replace_weight(&random((30, 10), 2)?).is_err());
+        assert!(linear.forward(&x).is_err());
+        Ok(())
     }
 }

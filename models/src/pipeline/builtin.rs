@@ -19,7 +19,10 @@ static FILES: &[(&str, &[u8])] = &[
     ("tokenizer/special_tokens_map.json", include_bytes!("../../builtin/tokenizer/special_tokens_map.json")),
     ("tokenizer_2/merges.txt", MERGES),
     ("tokenizer_2/vocab.json", VOCAB),
-    ("tokenizer_2/special_tokens_map.json", include_bytes!("../../builtin/tokenizer_2/special_tokens_map.json")),
+    (
+        "tokenizer_2/special_tokens_map.json",
+        include_bytes!("../../builtin/tokenizer_2/special_tokens_map.json"),
+    ),
     ("unet/config.json", include_bytes!("../../builtin/unet/config.json")),
     ("vae/config.json", include_bytes!("../../builtin/vae/config.json")),
 ];

@@ -1,17 +1,15 @@
 //! From prompts to the denoiser's conditioning.
 
-use candle_core::{D, DType, Tensor};
+use candle_core::{DType, Tensor};
 
 use super::{Family, GenerationRequest, MicroConditioning, Pipeline, Refiner};
 use crate::denoiser::{AddedConditioning, Conditioning, UnetContext};
-use crate::text::TextEncoder;
+use crate::text::encoder::encode;
+use crate::text::{Encoded, HiddenStates, Prompt, TextEncoder};
 use crate::{Error, Result};
 
 /// What the refiner is told of how good the picture is, for the prompt and for the negative prompt: diffusers' values.
 const AESTHETIC_SCORES: (f32, f32) = (6.0, 2.5);
-
-/// Hidden states `(batch, tokens, channels)` and pooled vectors `(batch, channels)` of a batch of prompts.
-type Embeds = (Tensor, Option<Tensor>);
 
 impl Pipeline {
     /// The UNet's context: the negative prompt's sample first where `guided`, then the prompt's.
@@ -23,17 +21,19 @@ impl Pipeline {
         size: (usize, usize),
     ) -> Result<UnetContext> {
         let encoders: Vec<&TextEncoder> = self.text_encoder.iter().chain(&self.text_encoder_2).collect();
-        let (prompt_embeds, pooled) = self.encode(&encoders, request, guided)?;
+        let Encoded { hidden, pooled } = self.encode(&encoders, request, guided)?;
         let added = match self.info.family {
             Family::Sd15 | Family::Sd21 => None,
             Family::Sdxl => {
                 let ids = time_ids(&request.micro_conditioning, size);
                 Some(added(pooled, if guided { vec![ids.clone(), ids] } else { vec![ids] })?)
             }
-            Family::SdxlRefiner => Some(added(pooled, aesthetic_ids(&request.micro_conditioning, size, guided))?),
+            Family::SdxlRefiner => {
+                Some(added(pooled, aesthetic_ids(&request.micro_conditioning, size, guided))?)
+            }
         };
         let guidance = Some(guidance_scale);
-        self.unet.context(&Conditioning { prompt_embeds, added, guidance })
+        self.unet.context(&Conditioning { prompt_embeds: hidden, added, guidance })
     }
 
     /// The same for the refiner.
@@ -44,35 +44,32 @@ impl Pipeline {
         guided: bool,
         size: (usize, usize),
     ) -> Result<UnetContext> {
-        let (prompt_embeds, pooled) = self.encode(&[&refiner.text_encoder_2], request, guided)?;
+        let Encoded { hidden, pooled } = self.encode(&[&refiner.text_encoder_2], request, guided)?;
         let added = added(pooled, aesthetic_ids(&request.micro_conditioning, size, guided))?;
-        refiner.unet.context(&Conditioning { prompt_embeds, added: Some(added), guidance: None })
+        refiner.unet.context(&Conditioning { prompt_embeds: hidden, added: Some(added), guidance: None })
     }
 
-    /// Encodes the negative prompt (where `guided`) and the prompt with every encoder and joins their channels.
-    fn encode(&self, encoders: &[&TextEncoder], request: &GenerationRequest, guided: bool) -> Result<Embeds> {
+    /// Encodes the negative prompt (where `guided`) and the prompt with every encoder.
+    fn encode(
+        &self,
+        encoders: &[&TextEncoder],
+        request: &GenerationRequest,
+        guided: bool,
+    ) -> Result<Encoded> {
         let zeros = guided && request.negative_prompt.is_none() && self.force_zeros_for_empty_prompt;
-        let negative = request.negative_prompt.as_deref().unwrap_or("");
-        let prompts = match guided && !zeros {
-            true => vec![negative, request.prompt.as_str()],
-            false => vec![request.prompt.as_str()],
+        let prompt = Prompt { text: &request.prompt, clip_skip: request.clip_skip };
+        let negative = Prompt::new(request.negative_prompt.as_deref().unwrap_or(""));
+        let prompts = if guided && !zeros { vec![negative, prompt] } else { vec![prompt] };
+        let states = match self.info.family {
+            Family::Sd15 | Family::Sd21 => HiddenStates::Final,
+            Family::Sdxl | Family::SdxlRefiner => HiddenStates::Penultimate,
         };
-        let sdxl = !matches!(self.info.family, Family::Sd15 | Family::Sd21);
-        let mut hidden = Vec::with_capacity(encoders.len());
-        let mut pooled = None;
-        for encoder in encoders {
-            let encoded = encoder.encode(&prompts, request.clip_skip, sdxl)?;
-            hidden.push(encoded.hidden);
-            pooled = encoded.pooled.or(pooled);
+        let Encoded { hidden, pooled } = encode(encoders, &prompts, states)?;
+        if !zeros {
+            return Ok(Encoded { hidden, pooled });
         }
-        let hidden = Tensor::cat(&hidden, D::Minus1)?;
-        match zeros {
-            false => Ok((hidden, pooled)),
-            true => {
-                let with_zeros = |t: &Tensor| Tensor::cat(&[&t.zeros_like()?, t], 0);
-                Ok((with_zeros(&hidden)?, pooled.as_ref().map(with_zeros).transpose()?))
-            }
-        }
+        let with_zeros = |t: &Tensor| Tensor::cat(&[&t.zeros_like()?, t], 0);
+        Ok(Encoded { hidden: with_zeros(&hidden)?, pooled: pooled.as_ref().map(with_zeros).transpose()? })
     }
 }
 
@@ -84,7 +81,8 @@ fn added(pooled: Option<Tensor>, time_ids: Vec<Vec<f32>>) -> Result<AddedConditi
 
 /// Original size, crop corner, target size; `size` is the picture's `(height, width)`.
 fn time_ids(micro: &MicroConditioning, size: (usize, usize)) -> Vec<f32> {
-    let pairs = [micro.original_size.unwrap_or(size), micro.crops_coords_top_left, micro.target_size.unwrap_or(size)];
+    let pairs =
+        [micro.original_size.unwrap_or(size), micro.crops_coords_top_left, micro.target_size.unwrap_or(size)];
     pairs.iter().flat_map(|&(h, w)| [h as f32, w as f32]).collect()
 }
 

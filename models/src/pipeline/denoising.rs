@@ -75,7 +75,7 @@ impl Pipeline {
     /// # Errors
     /// [`Error::NotFinite`] if the latents are no numbers any more, which would decode to a black picture.
     pub fn step(&self, denoising: &mut Denoising) -> Result<()> {
-        if denoising.stage.is_finished() {
+        if denoising.stage.sampler.is_done() {
             match denoising.refiner.take() {
                 Some(refiner) => denoising.stage = refiner,
                 None => return Ok(()),
@@ -100,10 +100,6 @@ impl Pipeline {
 }
 
 impl Stage {
-    fn is_finished(&self) -> bool {
-        self.sampler.position() >= self.sampler.len()
-    }
-
     /// The model output for the next timestep, guided where it is to be.
     fn predict(&self, unet: &UNet2DCondition, latents: &Tensor, inpaint: Option<&Inpaint>) -> Result<Tensor> {
         let mut input = self.sampler.scale_model_input(latents)?;
@@ -121,12 +117,18 @@ impl Stage {
     }
 
     /// Keeps what the mask does not repaint.
-    fn put_back(&self, latents: &Tensor, mask: &Tensor, image_latents: &Tensor, noise: &Tensor) -> Result<Tensor> {
-        let kept = match self.is_finished() {
+    fn put_back(
+        &self,
+        latents: &Tensor,
+        mask: &Tensor,
+        image_latents: &Tensor,
+        noise: &Tensor,
+    ) -> Result<Tensor> {
+        let kept = match self.sampler.is_done() {
             true => image_latents.clone(),
             false => self.sampler.add_noise(image_latents, noise, self.sampler.position())?,
         };
         let repainted = latents.broadcast_mul(mask)?;
-        Ok((repainted + kept.broadcast_mul(&(1.0 - mask)?)?)?)
+        Ok((repainted + kept.broadcast_mul(&mask.affine(-1.0, 1.0)?)?)?)
     }
 }

@@ -8,8 +8,10 @@ use serde::Deserialize;
 use super::{Family, ModelInfo, Pipeline, Refiner, builtin};
 use crate::checkpoint::{ModelFolder, Weights};
 use crate::denoiser::{UNet2DCondition, UnetConfig};
+use crate::sampler::SamplerSettings;
 use crate::schedule::SchedulerConfig;
 use crate::text::TextEncoder;
+use crate::text::textual_inversion::TextualInversion;
 use crate::vae::AutoencoderKl;
 use crate::{Error, Result};
 
@@ -116,13 +118,16 @@ impl Pipeline {
                 .then(|| TextEncoder::load(&folder, component, tokenizer, dtype, &device))
                 .transpose()
         };
-        let mut text_encoder = if family == Family::SdxlRefiner { None } else { encoder("text_encoder", "tokenizer")? };
+        let mut text_encoder =
+            if family == Family::SdxlRefiner { None } else { encoder("text_encoder", "tokenizer")? };
         let mut text_encoder_2 = encoder("text_encoder_2", "tokenizer_2")?;
         let missing = |name: &str| Error::file(folder.path(name), "this model needs it");
         match family {
             Family::Sd15 | Family::Sd21 if text_encoder.is_none() => return Err(missing("text_encoder")),
             Family::Sdxl if text_encoder.is_none() => return Err(missing("text_encoder")),
-            Family::Sdxl | Family::SdxlRefiner if text_encoder_2.is_none() => return Err(missing("text_encoder_2")),
+            Family::Sdxl | Family::SdxlRefiner if text_encoder_2.is_none() => {
+                return Err(missing("text_encoder_2"));
+            }
             _ => {}
         }
         for path in &options.textual_inversions {
@@ -130,11 +135,15 @@ impl Pipeline {
         }
         let vae = match &options.vae {
             None => AutoencoderKl::load(&folder, "vae", dtype, &device)?,
-            Some(path) => AutoencoderKl::load_file(path, &folder.json("vae/config.json")?, dtype, &device)?,
+            Some(path) => AutoencoderKl::load_file(path, folder.json("vae/config.json")?, dtype, &device)?,
         };
-        let scheduler: SchedulerConfig = folder.json("scheduler/scheduler_config.json")?;
-        let refiner = options.refiner.as_ref().map(|path| refiner(path, family, options, dtype, &device)).transpose()?;
-        let lcm = scheduler.class_name() == Some("LCMScheduler");
+        let scheduler = scheduler(&folder, family)?;
+        let refiner = options
+            .refiner
+            .as_ref()
+            .map(|path| refiner(path, family, options, dtype, &device))
+            .transpose()?;
+        let lcm = scheduler.class_name.as_deref() == Some("LCMScheduler");
         let (steps, guidance) = match family {
             _ if lcm => (4, 8.5),
             Family::Sd15 | Family::Sd21 => (50, 7.5),
@@ -148,7 +157,7 @@ impl Pipeline {
             multiple_px,
             num_inference_steps: index.default_num_inference_steps.unwrap_or(steps),
             guidance_scale: index.default_guidance_scale.unwrap_or(guidance),
-            scheduler: scheduler.class_name().unwrap_or("unknown").to_owned(),
+            scheduler: SamplerSettings::from_config(&scheduler)?.kind().class_name().to_owned(),
             device: if device.is_cpu() { "cpu".to_owned() } else { "cuda:0".to_owned() },
             inpainting_unet: unet.config().in_channels == 9,
             random_weights: *source == ModelSource::Builtin,
@@ -171,14 +180,34 @@ impl Pipeline {
     }
 }
 
+/// The one place that opens a device.
 fn device(choice: DeviceChoice) -> Result<Device> {
     match choice {
-        DeviceChoice::Auto | DeviceChoice::Cpu => Ok(Device::Cpu),
-        DeviceChoice::Cuda => Err(Error::invalid("device cuda: this build has no CUDA support, cpu is available")),
+        DeviceChoice::Cpu => Ok(Device::Cpu),
+        DeviceChoice::Cuda => cuda(),
+        DeviceChoice::Auto => Ok(cuda().unwrap_or_else(|reason| {
+            tracing::info!("computing on the CPU: {reason}");
+            Device::Cpu
+        })),
     }
 }
 
-fn unet(folder: &ModelFolder, file: Option<&Path>, dtype: Option<DType>, device: &Device) -> Result<UNet2DCondition> {
+#[cfg(feature = "cuda")]
+fn cuda() -> Result<Device> {
+    Device::new_cuda_with_stream(0).map_err(|e| Error::invalid(format!("device cuda: no usable GPU: {e}")))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda() -> Result<Device> {
+    Err(Error::invalid("device cuda: this program was built without CUDA support, cpu is available"))
+}
+
+fn unet(
+    folder: &ModelFolder,
+    file: Option<&Path>,
+    dtype: Option<DType>,
+    device: &Device,
+) -> Result<UNet2DCondition> {
     let config: UnetConfig = folder.json("unet/config.json")?;
     let weights = match file {
         None => folder.weights("unet", dtype, device)?,
@@ -208,6 +237,16 @@ fn family(folder: &ModelFolder, index: &ModelIndex, unet: &UnetConfig) -> Result
     }
 }
 
+fn scheduler(folder: &ModelFolder, family: Family) -> Result<SchedulerConfig> {
+    let file = "scheduler/scheduler_config.json";
+    let config =
+        SchedulerConfig::from_json(&folder.read(file)?).map_err(|e| Error::file(folder.path(file), e))?;
+    Ok(match family {
+        Family::Sd15 | Family::Sd21 => config.corrected_for_stable_diffusion(),
+        Family::Sdxl | Family::SdxlRefiner => config,
+    })
+}
+
 fn refiner(
     path: &Path,
     base: Family,
@@ -223,24 +262,45 @@ fn refiner(
     let index: ModelIndex = folder.json("model_index.json")?;
     let unet = unet(&folder, None, dtype, device)?;
     if family(&folder, &index, unet.config())? != Family::SdxlRefiner {
-        return Err(Error::file(path, "this is no refiner: its model_index.json lacks requires_aesthetics_score"));
+        return Err(Error::file(
+            path,
+            "this is no refiner: its model_index.json lacks requires_aesthetics_score",
+        ));
     }
     let starts_at = options.refiner_starts_at.unwrap_or(0.8);
     if !(starts_at > 0.0 && starts_at < 1.0) {
-        return Err(Error::invalid(format!("the refiner starts at {starts_at}: a part between 0 and 1 is allowed")));
+        return Err(Error::invalid(format!(
+            "the refiner starts at {starts_at}: a part between 0 and 1 is allowed"
+        )));
     }
     Ok(Refiner {
         text_encoder_2: TextEncoder::load(&folder, "text_encoder_2", "tokenizer_2", dtype, device)?,
         unet,
-        scheduler: folder.json("scheduler/scheduler_config.json")?,
+        scheduler: scheduler(&folder, Family::SdxlRefiner)?,
         starts_at,
     })
 }
 
+/// Adds a textual inversion to each encoder that it has vectors for.
 fn load_textual_inversion(
-    _path: &Path,
-    _first: Option<&mut TextEncoder>,
-    _second: Option<&mut TextEncoder>,
+    path: &Path,
+    first: Option<&mut TextEncoder>,
+    second: Option<&mut TextEncoder>,
 ) -> Result<()> {
-    Err(Error::invalid("textual inversions"))
+    let inversion = TextualInversion::open(path)?;
+    let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned());
+    let Some(token) = inversion.token.clone().or(stem) else {
+        return Err(Error::file(path, "neither the file nor its name says which token it is"));
+    };
+    let mut added = false;
+    for (encoder, vectors) in [(first, &inversion.text_encoder), (second, &inversion.text_encoder_2)] {
+        if let (Some(encoder), Some(vectors)) = (encoder, vectors) {
+            encoder.add_textual_inversion(&token, vectors).map_err(|e| Error::file(path, e))?;
+            added = true;
+        }
+    }
+    if !added {
+        return Err(Error::file(path, "it has vectors for none of this model's text encoders"));
+    }
+    Ok(())
 }

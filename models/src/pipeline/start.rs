@@ -1,18 +1,18 @@
 //! From a request to the first latents.
 
 use candle_core::{D, Tensor};
-use image::RgbImage;
+use image::{GrayImage, RgbImage};
 
 use super::denoising::{Inpaint, Stage};
 use super::{Denoising, GenerationRequest, Mode, Pipeline};
 use crate::noise::TorchGenerator;
-use crate::sampler::Sampler;
+use crate::sampler::{Sampler, SamplerSettings};
 use crate::schedule::SchedulerConfig;
 use crate::vae::picture;
 use crate::{Error, Result};
 
 /// The largest side of a picture: beyond it attention over pixels is no longer a sensible request.
-pub const MAX_SIDE_PX: usize = 4096;
+const MAX_SIDE_PX: usize = 4096;
 
 impl Pipeline {
     /// Checks a request, encodes its prompts and draws or encodes its first latents.
@@ -23,10 +23,13 @@ impl Pipeline {
     /// [`Error::Invalid`] names the field, its value and what is allowed.
     pub fn start(&self, request: &GenerationRequest) -> Result<Denoising> {
         let info = self.info();
-        let (width, height) = (request.width.unwrap_or(info.native_size_px), request.height.unwrap_or(info.native_size_px));
+        let (width, height) =
+            (request.width.unwrap_or(info.native_size_px), request.height.unwrap_or(info.native_size_px));
         for (name, side) in [("width", width), ("height", height)] {
             if side == 0 || side > MAX_SIDE_PX {
-                return Err(Error::invalid(format!("{name} is {side}: 1 to {MAX_SIDE_PX} pixels are allowed")));
+                return Err(Error::invalid(format!(
+                    "{name} is {side}: 1 to {MAX_SIDE_PX} pixels are allowed"
+                )));
             }
         }
         let steps = request.num_inference_steps.unwrap_or(info.num_inference_steps);
@@ -41,7 +44,7 @@ impl Pipeline {
         let name = request.scheduler.as_deref().or(self.lcm.then_some("LCMScheduler"));
         let mut sampler = sampler(name, &self.scheduler, steps)?;
         if let Mode::ImageToImage { strength, .. } | Mode::Inpaint { strength, .. } = request.mode {
-            start_at_strength(&mut sampler, steps, strength)?;
+            start_at_strength(&mut sampler, strength)?;
         }
         let refiner = self.start_refiner(request, &mut sampler, steps, guidance_scale, (rows, columns))?;
         let context = self.context(request, guidance_scale, guided, (rows, columns))?;
@@ -70,17 +73,9 @@ impl Pipeline {
         size: (usize, usize),
     ) -> Result<Option<Stage>> {
         let Some(refiner) = &self.refiner else { return Ok(None) };
-        let train_steps = 1000.0;
-        let cutoff = (train_steps - refiner.starts_at * train_steps).round();
-        base.end_at(base.timesteps().iter().take_while(|&&t| t >= cutoff).count());
+        base.end_at(base.index_of_denoising_end(refiner.starts_at));
         let mut sampler = sampler(request.scheduler.as_deref(), &refiner.scheduler, steps)?;
-        let mut left = sampler.timesteps().iter().filter(|&&t| t < cutoff).count();
-        if sampler.order() == 2 && left % 2 == 0 {
-            // Never start between the two evaluations of one second-order step.
-            left += 1;
-        }
-        let start = sampler.len().saturating_sub(left);
-        sampler.start_at(start);
+        sampler.start_at(sampler.index_of_denoising_start(refiner.starts_at));
         let guided = guidance_scale > 1.0;
         let context = self.refiner_context(refiner, request, guided, size)?;
         Ok(Some(Stage { sampler, context, guidance_scale: guided.then_some(guidance_scale), refining: true }))
@@ -113,7 +108,7 @@ impl Pipeline {
             }
             Mode::Inpaint { image, mask, strength } => {
                 let pixels = self.pixels(image, rows, columns)?;
-                let mask = picture::mask(mask, rows, columns, &self.device)?;
+                let mask = self.mask(mask, rows, columns)?;
                 let from_noise = *strength >= 1.0;
                 let image_latents = if !inpainting_unet || !from_noise {
                     Some(self.vae.scale_latents(&self.vae.encode(&pixels)?.sample(&draw()?)?)?)
@@ -135,7 +130,7 @@ impl Pipeline {
                         Inpaint::Blend { mask: small_mask, image_latents, noise }
                     }
                     _ => {
-                        let masked = pixels.broadcast_mul(&(1.0 - &mask)?)?;
+                        let masked = picture::masked_image(&pixels, &mask)?;
                         let masked = self.vae.scale_latents(&self.vae.encode(&masked)?.sample(&third)?)?;
                         Inpaint::Concatenate(Tensor::cat(&[&small_mask, &masked], D::Minus1)?)
                     }
@@ -147,30 +142,39 @@ impl Pipeline {
 
     /// `(1, rows, columns, 3)` in -1..1.
     fn pixels(&self, image: &RgbImage, rows: usize, columns: usize) -> Result<Tensor> {
-        picture::from_picture(&picture::fit(image, columns, rows), &self.device)
+        if image.dimensions() == (columns as u32, rows as u32) {
+            return picture::from_picture(image, &self.device);
+        }
+        picture::from_picture(&picture::resize(image, columns, rows)?, &self.device)
+    }
+
+    /// `(1, rows, columns, 1)`: 1 is repainted.
+    fn mask(&self, mask: &GrayImage, rows: usize, columns: usize) -> Result<Tensor> {
+        if mask.dimensions() == (columns as u32, rows as u32) {
+            return picture::from_mask(mask, &self.device);
+        }
+        picture::from_mask(&picture::resize_mask(mask, columns, rows)?, &self.device)
     }
 }
 
 fn sampler(name: Option<&str>, base: &SchedulerConfig, steps: usize) -> Result<Sampler> {
-    use crate::sampler::SamplerSettings;
     match name {
         Some(name) => SamplerSettings::named(name, base)?.sampler(steps),
         None => SamplerSettings::from_config(base)?.sampler(steps),
     }
 }
 
-/// Leaves out the part of the schedule that an initial picture has behind it, as diffusers' `get_timesteps` does.
-fn start_at_strength(sampler: &mut Sampler, steps: usize, strength: f64) -> Result<()> {
+/// Leaves out the part of the schedule that an initial picture has behind it.
+fn start_at_strength(sampler: &mut Sampler, strength: f64) -> Result<()> {
     if !(0.0..=1.0).contains(&strength) {
         return Err(Error::invalid(format!("strength is {strength}: 0 to 1 is allowed")));
     }
-    let kept = ((steps as f64 * strength) as usize).min(steps);
-    if kept == 0 {
+    let start = sampler.index_of_strength(strength);
+    if start >= sampler.len() {
         return Err(Error::invalid(format!(
-            "strength {strength} of {steps} steps leaves none: strength * num_inference_steps must be at least 1"
+            "strength {strength} leaves no step: strength * num_inference_steps must be at least 1"
         )));
     }
-    let start = (steps - kept) * sampler.order();
     sampler.start_at(start);
     Ok(())
 }

@@ -104,6 +104,7 @@ impl TextEncoder {
             );
             return Err(Error::invalid(text));
         }
+        // On a copy, so that both sides take the token or none.
         let mut tokenizer = self.tokenizer.clone();
         tokenizer.add_tokens(name, vectors.dims().first().copied().unwrap_or(0))?;
         self.model.add_embeddings(vectors)?;

@@ -3,6 +3,7 @@
 pub mod clip;
 pub mod encoder;
 pub mod prompt;
+pub mod textual_inversion;
 pub mod tokenizer;
 mod vocabulary;
 

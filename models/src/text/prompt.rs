@@ -221,3 +221,89 @@ impl Chunk {
         self.weights.iter().any(|w| *w != 1.0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(prompt: &str) -> Vec<(String, f64)> {
+        let part = |part| match part {
+            Part::Text(text, weight) => (text, weight),
+            Part::Break => ("<new chunk>".to_owned(), f64::NAN),
+        };
+        parse(prompt).into_iter().map(part).collect()
+    }
+
+    #[track_caller]
+    fn assert_parts(prompt: &str, expected: &[(&str, f64)]) {
+        let ours = parsed(prompt);
+        let same = |(a, b): (&(String, f64), &(&str, f64))| {
+            a.0 == b.0 && (a.1 == b.1 || a.1.is_nan() && b.1.is_nan())
+        };
+        assert!(
+            ours.len() == expected.len() && ours.iter().zip(expected).all(same),
+            "{prompt:?} gives {ours:?}"
+        );
+    }
+
+    /// The cases that the web UI's `parse_prompt_attention` lists, with its numbers.
+    #[test]
+    fn documented_cases() {
+        assert_parts("normal text", &[("normal text", 1.0)]);
+        assert_parts("an (important) word", &[("an ", 1.0), ("important", 1.1), (" word", 1.0)]);
+        assert_parts("(unbalanced", &[("unbalanced", 1.1)]);
+        assert_parts("\\(literal\\]", &[("(literal]", 1.0)]);
+        assert_parts("(unnecessary)(parens)", &[("unnecessaryparens", 1.1)]);
+        assert_parts(
+            "a (((house:1.3)) [on] a (hill:0.5), sun, (((sky))).",
+            &[
+                ("a ", 1.0),
+                ("house", 1.5730000000000004),
+                (" ", 1.1),
+                ("on", 1.0),
+                (" a ", 1.1),
+                ("hill", 0.55),
+                (", sun, ", 1.1),
+                ("sky", 1.4641000000000006),
+                (".", 1.1),
+            ],
+        );
+    }
+
+    #[test]
+    fn square_brackets_weaken_and_nest() {
+        assert_parts("[word]", &[("word", 1.0 / 1.1)]);
+        assert_parts("[[word", &[("word", 1.0 / 1.1 * (1.0 / 1.1))]);
+        // The number of square brackets is not read: there the text stands.
+        assert_parts("[word:1.3]", &[("word:1.3", 1.0 / 1.1)]);
+        assert_parts("[cat:dog:0.5]", &[("cat:dog:0.5", 1.0 / 1.1)]);
+    }
+
+    #[test]
+    fn what_is_no_emphasis_is_text() {
+        assert_parts("", &[("", 1.0)]);
+        assert_parts("()", &[("", 1.0)]);
+        for text in ["a) b] :1.2) c", "time 12:30, ratio 16:9", "<lora:name:0.8>", "schön (", "😀:"] {
+            assert_parts(text, &[(text.trim_end_matches('('), 1.0)]);
+        }
+        assert_parts("(a:b)", &[("a:b", 1.1)]);
+        assert_parts("(a:1.2.3)", &[("a:1.2.3", 1.1)]);
+        assert_parts(&format!("(a:{})", "9".repeat(50)), &[(&format!("a:{}", "9".repeat(50)), 1.1)]);
+        assert_parts("a\\b \\\\ \\", &[("ab \\ ", 1.0)]);
+    }
+
+    #[test]
+    fn numbers_may_have_signs_and_spaces() {
+        assert_parts("(a: 1.5 )", &[("a", 1.5)]);
+        assert_parts("(a:+.5)(b:-1)(c:0)", &[("a", 0.5), ("b", -1.0), ("c", 0.0)]);
+    }
+
+    #[test]
+    fn break_begins_a_chunk() {
+        let chunk = ("<new chunk>", f64::NAN);
+        assert_parts("a  BREAK  b", &[("a", 1.0), chunk, ("b", 1.0)]);
+        assert_parts("(a BREAK b:1.2)", &[("a", 1.2), chunk, ("b", 1.2)]);
+        assert_parts("BREAK,BREAK", &[("", 1.0), chunk, (",", 1.0), chunk, ("", 1.0)]);
+        assert_parts("BREAKING break OUTBREAK _BREAK", &[("BREAKING break OUTBREAK _BREAK", 1.0)]);
+    }
+}

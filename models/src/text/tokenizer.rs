@@ -4,7 +4,7 @@
 //! on ordinary text; it differs where `ftfy` rewrites the text first (curly quotes, ligatures, full-width letters,
 //! HTML entities, control characters).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use tokenizers::models::bpe::{BPE, Merges, Vocab};
@@ -136,12 +136,16 @@ impl Tokenizer {
                 "the token {taken:?} is in the vocabulary already: choose another"
             )));
         }
+        let decoder = self.inner.get_added_tokens_decoder();
+        let folded: BTreeSet<_> = decoder.values().map(|t| t.content.to_lowercase()).collect();
+        if let Some(taken) = names.iter().find(|n| folded.contains(&n.to_lowercase())) {
+            return Err(Error::invalid(format!(
+                "the token {taken:?} differs from another in case alone: choose another"
+            )));
+        }
         let first = self.vocab_size() as u32;
-        // On a copy: where the names collide with others but for their case, it is left half-made.
-        let mut grown = self.inner.clone();
-        let added = grown.add_tokens(names.into_iter().map(|n| AddedToken::from(n, false)));
+        let added = self.inner.add_tokens(names.into_iter().map(|n| AddedToken::from(n, false)));
         added.map_err(|e| Error::invalid(format!("the token {name:?} cannot be added: {e}")))?;
-        self.inner = grown;
         let count = vectors as u32;
         if count > 1 {
             self.vectors.insert(first, count);

@@ -53,6 +53,20 @@ enum Merge {
     Pair(String, String),
 }
 
+impl Merge {
+    fn pair(self) -> std::result::Result<(String, String), String> {
+        match self {
+            Self::Pair(a, b) => Ok((a, b)),
+            Self::Line(line) => match line.split_once(' ') {
+                Some((a, b)) if !a.is_empty() && !b.is_empty() && !b.contains(' ') => {
+                    Ok((a.to_owned(), b.to_owned()))
+                }
+                _ => Err(format!("{line:?} is no merge: two tokens and one space between are")),
+            },
+        }
+    }
+}
+
 #[derive(Deserialize)]
 struct WithId {
     id: u32,
@@ -90,8 +104,8 @@ impl Role {
     fn or(role: Option<Self>, default: &str) -> AddedToken {
         match role {
             Some(Self::Flags(flags)) => flags.token().special(true),
-            Some(Self::Text(content)) => AddedToken::from(content, true),
-            None => AddedToken::from(default, true),
+            Some(Self::Text(content)) => AddedToken::from(content, true).normalized(true),
+            None => AddedToken::from(default, true).normalized(true),
         }
     }
 }
@@ -115,12 +129,7 @@ impl Vocabulary {
         let (vocab, merges, merges_file) = if folder.contains(&file("tokenizer.json")) {
             let json: TokenizerJson = folder.json(&file("tokenizer.json"))?;
             added.extend(json.added_tokens.into_iter().map(|t| (t.id, t.token.token())));
-            let pair = |merge| match merge {
-                Merge::Line(line) => split_merge(&line).ok_or(line),
-                Merge::Pair(a, b) => Ok((a, b)),
-            };
-            let merges: std::result::Result<Vec<_>, _> = json.model.merges.into_iter().map(pair).collect();
-            (json.model.vocab, merges, file("tokenizer.json"))
+            (json.model.vocab, json.model.merges, file("tokenizer.json"))
         } else if folder.contains(&file("vocab.json")) {
             (folder.json(&file("vocab.json"))?, read_merges(folder, &file("merges.txt"))?, file("merges.txt"))
         } else {
@@ -129,7 +138,7 @@ impl Vocabulary {
         };
         let bad = |reason: String| Error::file(folder.path(&merges_file), reason);
         let merges =
-            merges.map_err(|line| bad(format!("{line:?} is no merge: two tokens and one space between")))?;
+            merges.into_iter().map(Merge::pair).collect::<std::result::Result<Merges, _>>().map_err(bad)?;
         // The tokenizers crate panics on such a pair where it is longer than every token.
         if let Some((a, b)) = merges.iter().find(|(a, b)| !vocab.contains_key(&format!("{a}{b}"))) {
             return Err(bad(format!(
@@ -149,17 +158,11 @@ impl Vocabulary {
     }
 }
 
-fn split_merge(line: &str) -> Option<(String, String)> {
-    let (a, b) = line.split_once(' ')?;
-    let well_formed = !a.is_empty() && !b.is_empty() && !b.contains(' ');
-    well_formed.then(|| (a.to_owned(), b.to_owned()))
-}
-
-/// The pairs of `merges.txt`, or the line that is none.
-fn read_merges(folder: &ModelFolder, file: &str) -> Result<std::result::Result<Merges, String>> {
+/// The lines of `merges.txt`, less the first, which names its format.
+fn read_merges(folder: &ModelFolder, file: &str) -> Result<Vec<Merge>> {
     let text = String::from_utf8(folder.read(file)?).map_err(|e| Error::file(folder.path(file), e))?;
     let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with("#version"));
-    Ok(lines.map(|line| split_merge(line).ok_or_else(|| line.to_owned())).collect())
+    Ok(lines.map(|line| Merge::Line(line.to_owned())).collect())
 }
 
 /// The roles, and into `added` the tokens that the configs list.

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use aquatint_models::checkpoint::synthetic;
 use aquatint_models::pipeline::{GenerationRequest, LoadOptions, Mode, ModelSource, Pipeline};
@@ -41,14 +42,22 @@ impl Model {
 
     fn check(&self, case: &str) {
         let (beyond_1, worst) = self.compare(case, &self.picture(case, |_| {}));
-        assert!(worst <= 2 && beyond_1 <= 0.01, "{case}: {:.2} % differ by more than 1, the worst by {worst}", beyond_1 * 100.0);
+        assert!(
+            worst <= 2 && beyond_1 <= 0.01,
+            "{case}: {:.2} % differ by more than 1, the worst by {worst}",
+            beyond_1 * 100.0
+        );
     }
 
     /// The part of values that differ by more than one level, and the largest difference.
     fn compare(&self, case: &str, ours: &RgbImage) -> (f64, u8) {
         let expected = self.fixture.tensor(case);
         let (height, width, _) = expected.dims3().unwrap();
-        assert_eq!((ours.width() as usize, ours.height() as usize), (width, height), "{case}: the size differs");
+        assert_eq!(
+            (ours.width() as usize, ours.height() as usize),
+            (width, height),
+            "{case}: the size differs"
+        );
         let expected: Vec<f32> = expected.flatten_all().unwrap().to_vec1().unwrap();
         let differences: Vec<u8> =
             ours.as_raw().iter().zip(expected).map(|(&a, b)| a.abs_diff(b as u8)).collect();
@@ -57,12 +66,15 @@ impl Model {
     }
 }
 
-/// Writes the model folder that the fixture describes, once a test process.
+/// Writes the model folder that the fixture describes; tests run side by side, so each call has its own.
 fn write_folder(fixture: &Fixture, name: &str) -> PathBuf {
-    let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
+    static CALLS: AtomicUsize = AtomicUsize::new(0);
+    let call = CALLS.fetch_add(1, Ordering::Relaxed);
+    let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("pipelines/{name}-{call}"));
     let _ = std::fs::remove_dir_all(&root);
     let model: BTreeMap<String, Value> = serde_json::from_str(fixture.text("model")).unwrap();
-    let shapes: BTreeMap<String, BTreeMap<String, Vec<usize>>> = serde_json::from_str(fixture.text("shapes")).unwrap();
+    let shapes: BTreeMap<String, BTreeMap<String, Vec<usize>>> =
+        serde_json::from_str(fixture.text("shapes")).unwrap();
     let seed: u64 = fixture.text("seed").parse().unwrap();
     for (part, config) in &model {
         let file = match part.as_str() {
@@ -77,7 +89,8 @@ fn write_folder(fixture: &Fixture, name: &str) -> PathBuf {
         let seed = if component == "text_encoder_2" { seed + 1 } else { seed };
         let tensors: BTreeMap<_, _> =
             shapes.iter().map(|(k, shape)| (k.as_str(), (shape.clone(), bytes(k, shape, seed)))).collect();
-        let views = tensors.iter().map(|(k, (s, b))| (*k, TensorView::new(Dtype::F32, s.clone(), b).unwrap()));
+        let views =
+            tensors.iter().map(|(k, (s, b))| (*k, TensorView::new(Dtype::F32, s.clone(), b).unwrap()));
         let file = if component.starts_with("text") { "model" } else { "diffusion_pytorch_model" };
         let path = root.join(component).join(format!("{file}.safetensors"));
         safetensors::serialize_to_file(views, None, &path).unwrap();
@@ -101,7 +114,8 @@ fn bytes(name: &str, shape: &[usize], seed: u64) -> Vec<u8> {
 /// The recorded request in our words.
 fn request(case: &Value) -> GenerationRequest {
     let number = |key: &str| case.get(key).and_then(Value::as_f64);
-    let pair = |key: &str| case.get(key).map(|v| (v[0].as_u64().unwrap() as usize, v[1].as_u64().unwrap() as usize));
+    let pair =
+        |key: &str| case.get(key).map(|v| (v[0].as_u64().unwrap() as usize, v[1].as_u64().unwrap() as usize));
     let (height, width) = (number("height").unwrap_or(64.0) as u32, number("width").unwrap_or(64.0) as u32);
     let mut request = GenerationRequest::new(case["prompt"].as_str().unwrap(), 7);
     request.negative_prompt = case.get("negative_prompt").map(|v| v.as_str().unwrap().to_owned());

@@ -102,7 +102,7 @@ MODELS = {
         model_index=dict(_class_name="StableDiffusionXLPipeline", force_zeros_for_empty_prompt=True),
         scheduler=dict(_class_name="EulerDiscreteScheduler", **BETAS, timestep_spacing="leading", steps_offset=1),
         text_encoder=text("quick_gelu"),
-        text_encoder_2=text("gelu"),
+        text_encoder_2=text("gelu") | dict(architectures=["CLIPTextModelWithProjection"]),
         unet=UNET_SDXL,
         vae=VAE | dict(scaling_factor=0.13025),
     ),
@@ -110,14 +110,14 @@ MODELS = {
         model_index=dict(_class_name="StableDiffusionXLInpaintPipeline", force_zeros_for_empty_prompt=True),
         scheduler=dict(_class_name="EulerDiscreteScheduler", **BETAS, timestep_spacing="leading", steps_offset=1),
         text_encoder=text("quick_gelu"),
-        text_encoder_2=text("gelu"),
+        text_encoder_2=text("gelu") | dict(architectures=["CLIPTextModelWithProjection"]),
         unet=UNET_SDXL | dict(in_channels=9),
         vae=VAE | dict(scaling_factor=0.13025),
     ),
     "refiner": dict(
         model_index=dict(_class_name="StableDiffusionXLImg2ImgPipeline", force_zeros_for_empty_prompt=True, requires_aesthetics_score=True),
         scheduler=dict(_class_name="EulerDiscreteScheduler", **BETAS, timestep_spacing="leading", steps_offset=1),
-        text_encoder_2=text("gelu"),
+        text_encoder_2=text("gelu") | dict(architectures=["CLIPTextModelWithProjection"]),
         unet=UNET_REFINER,
         vae=VAE | dict(scaling_factor=0.13025),
     ),
@@ -229,6 +229,7 @@ def run(name, parts, case):
         base.set_progress_bar_config(disable=True)
         case["image"] = base(**case, denoising_end=0.8, output_type="latent", generator=generator).images
         case |= dict(denoising_start=0.8)
+        parts = parts | dict(vae=base.vae)  # published as one and the same
         del case["height"], case["width"]
         mode = "img2img"
     sd = dict(txt2img=StableDiffusionPipeline, img2img=StableDiffusionImg2ImgPipeline, inpaint=StableDiffusionInpaintPipeline)

@@ -1,0 +1,16 @@
+//! What the ops' CPU arms are made of.
+
+mod gemm;
+mod level;
+pub(crate) mod math;
+mod packed;
+mod parallel;
+mod simd;
+mod tensor;
+mod tile;
+
+pub(crate) use gemm::{Epilogue, Rows, multiply};
+pub(crate) use level::{Level, by_level};
+pub(crate) use packed::PackedWeight;
+pub(crate) use parallel::{Shared, for_each_piece};
+pub(crate) use tensor::{elements, floats, from_parts};

@@ -1,0 +1,173 @@
+//! Weights in the layout that the matrix kernels read: panels of 16 output columns, in the type they came in.
+
+use candle_core::{CpuStorage, DType, Result, Storage, Tensor, bail};
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use super::tile::PANEL;
+use super::{Level, by_level};
+
+/// Sixteen columns of one step of the sum, on one cache line.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C, align(64))]
+pub(crate) struct Line(pub(crate) [f32; PANEL]);
+
+#[derive(Debug)]
+enum Data {
+    F32(Vec<Line>),
+    F16(Vec<[f16; PANEL]>),
+    Bf16(Vec<[bf16; PANEL]>),
+}
+
+/// A weight of `columns` outputs, each a sum over `parts * depth` inputs.
+#[derive(Debug)]
+pub(crate) struct PackedWeight {
+    data: Data,
+    pub(crate) columns: usize,
+    pub(crate) parts: usize,
+    pub(crate) depth: usize,
+}
+
+/// Element `(column, part, channel)` of a checkpoint's `(out, in, kernel height, kernel width)` to panels.
+fn pack<T: Copy + Send + Sync, L: Send + Copy>(
+    from: &[T],
+    (columns, parts, depth): (usize, usize, usize),
+    padding: L,
+    set: impl Fn(&mut L, usize, T) + Sync,
+) -> Vec<L> {
+    let steps = parts * depth;
+    let mut lines = vec![padding; columns.div_ceil(PANEL) * steps];
+    lines.par_chunks_mut(steps).enumerate().for_each(|(panel, lines)| {
+        for (lane, column) in (panel * PANEL..columns.min((panel + 1) * PANEL)).enumerate() {
+            let from = &from[column * steps..][..steps];
+            for channel in 0..depth {
+                for part in 0..parts {
+                    set(&mut lines[part * depth + channel], lane, from[channel * parts + part]);
+                }
+            }
+        }
+    });
+    lines
+}
+
+impl PackedWeight {
+    /// Packs `(out, in)` or `(out, in, kernel height, kernel width)`; 16-bit weights stay 16 bits wide.
+    pub(crate) fn new(weight: &Tensor) -> Result<Self> {
+        let dims = weight.dims();
+        let (columns, depth) = (dims[0], dims[1]);
+        let parts = dims[2..].iter().product();
+        let shape = (columns, parts, depth);
+        if dims.contains(&0) {
+            bail!("a weight of shape {dims:?} has no elements");
+        }
+        let weight = match weight.dtype() {
+            DType::F32 | DType::F16 | DType::BF16 => weight.contiguous()?,
+            _ => weight.to_dtype(DType::F32)?.contiguous()?,
+        };
+        let (storage, layout) = weight.storage_and_layout();
+        let (start, end) = (layout.start_offset(), layout.start_offset() + layout.shape().elem_count());
+        let data = match &*storage {
+            Storage::Cpu(CpuStorage::F32(w)) => {
+                Data::F32(pack(&w[start..end], shape, Line::default(), |l, i, v| l.0[i] = v))
+            }
+            Storage::Cpu(CpuStorage::F16(w)) => {
+                Data::F16(pack(&w[start..end], shape, [f16::ZERO; PANEL], |l, i, v| l[i] = v))
+            }
+            Storage::Cpu(CpuStorage::BF16(w)) => {
+                Data::Bf16(pack(&w[start..end], shape, [bf16::ZERO; PANEL], |l, i, v| l[i] = v))
+            }
+            _ => bail!("a weight of type {:?} is not on the CPU", weight.dtype()),
+        };
+        Ok(Self { data, columns, parts, depth })
+    }
+
+    /// Steps of the sum.
+    pub(crate) fn steps(&self) -> usize {
+        self.parts * self.depth
+    }
+
+    /// `count` panels from panel `first` on, their steps `from..from + len`: a pointer to the first, and the distance
+    /// of two in floats. 16-bit weights are widened into `scratch`, which the pointer then borrows.
+    pub(crate) fn panels(
+        &self,
+        level: Level,
+        (first, count): (usize, usize),
+        (from, len): (usize, usize),
+        scratch: &mut Vec<Line>,
+    ) -> (*const f32, usize) {
+        let steps = self.steps();
+        if let Data::F32(lines) = &self.data {
+            return (lines[first * steps + from..].as_ptr().cast(), steps * PANEL);
+        }
+        scratch.resize(count * len, Line::default());
+        for (panel, to) in scratch.chunks_exact_mut(len).enumerate() {
+            let at = (first + panel) * steps + from;
+            match &self.data {
+                Data::F32(_) => {}
+                Data::F16(lines) => widen_f16(level, &lines[at..at + len], to),
+                Data::Bf16(lines) => widen_bf16(level, &lines[at..at + len], to),
+            }
+        }
+        (scratch.as_ptr().cast(), len * PANEL)
+    }
+}
+
+#[inline(always)]
+fn widen_f16_body<const FUSED: bool>(from: &[[f16; PANEL]], to: &mut [Line]) {
+    for (from, to) in from.iter().zip(to) {
+        for (h, f) in from.iter().zip(&mut to.0) {
+            let bits = u32::from(h.to_bits());
+            let magnitude = (bits & 0x7fff) << 13;
+            // Exponents are biased by 15 in f16, by 127 in f32. A subnormal is widened as 1.m * 2^-14 - 2^-14, which
+            // never makes an f32 subnormal: those cost a hundred cycles each.
+            let normal = magnitude + (112 << 23);
+            let subnormal = (f32::from_bits(magnitude + (113 << 23)) - f32::from_bits(113 << 23)).to_bits();
+            let special = magnitude + (224 << 23);
+            let widened = match bits & 0x7c00 {
+                0 => subnormal,
+                0x7c00 => special,
+                _ => normal,
+            };
+            *f = f32::from_bits(widened | (bits & 0x8000) << 16);
+        }
+    }
+}
+
+#[inline(always)]
+fn widen_bf16_body<const FUSED: bool>(from: &[[bf16; PANEL]], to: &mut [Line]) {
+    for (from, to) in from.iter().zip(to) {
+        for (h, f) in from.iter().zip(&mut to.0) {
+            *f = f32::from_bits(u32::from(h.to_bits()) << 16);
+        }
+    }
+}
+
+by_level! { fn widen_f16(from: &[[f16; PANEL]], to: &mut [Line]) = widen_f16_body; }
+by_level! { fn widen_bf16(from: &[[bf16; PANEL]], to: &mut [Line]) = widen_bf16_body; }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_f16_widens_as_half_does() {
+        let all: Vec<[f16; PANEL]> =
+            (0..=u16::MAX / 16).map(|i| std::array::from_fn(|j| f16::from_bits(i * 16 + j as u16))).collect();
+        for level in Level::available() {
+            let mut wide = vec![Line::default(); all.len()];
+            widen_f16(level, &all, &mut wide);
+            for (h, f) in all.iter().flatten().zip(wide.iter().flat_map(|l| &l.0)) {
+                assert!(h.to_f32() == *f || (h.is_nan() && f.is_nan()), "{level:?}: {h} became {f}");
+                assert_eq!(h.is_sign_negative(), f.is_sign_negative(), "{level:?}: {h} became {f}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_16_bit_weight_takes_16_bits() -> Result<()> {
+        let weight = Tensor::zeros((20, 5, 3, 3), DType::F16, &candle_core::Device::Cpu)?;
+        let packed = PackedWeight::new(&weight)?;
+        assert!(matches!(&packed.data, Data::F16(lines) if size_of_val(&lines[..]) == 32 * 5 * 9 * 2));
+        Ok(())
+    }
+}

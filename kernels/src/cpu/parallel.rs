@@ -1,0 +1,38 @@
+//! Work split into pieces.
+
+use rayon::prelude::*;
+
+/// Below this many steps of work (multiply-adds, or a few per element) waking another thread costs more than it saves.
+const WORTH_WAKING: usize = 1 << 20;
+
+/// Calls `run(0..pieces)`, on several threads where all pieces together are worth it.
+///
+/// Pieces must depend on the shapes alone, so that every result is computed in the same order on any machine.
+pub(crate) fn for_each_piece(pieces: usize, steps: usize, run: impl Fn(usize) + Send + Sync) {
+    if pieces < 2 || steps < WORTH_WAKING {
+        (0..pieces).for_each(run);
+    } else {
+        (0..pieces).into_par_iter().for_each(run);
+    }
+}
+
+/// A result that pieces write to at the same time, each at places of its own.
+#[derive(Clone, Copy)]
+pub(crate) struct Shared(*mut f32);
+
+// SAFETY: the pointer is only written through at places that no two threads share; see `at`.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    /// The result that begins at `first`. Who writes through it upholds that no two pieces write one place.
+    pub(crate) fn new(first: *mut f32) -> Self {
+        Self(first)
+    }
+
+    /// The element at `offset`, which must lie within the result.
+    pub(crate) fn at(self, offset: usize) -> *mut f32 {
+        self.0.wrapping_add(offset)
+    }
+}

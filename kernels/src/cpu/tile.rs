@@ -1,0 +1,176 @@
+//! The inner kernel of every matrix product: a few rows times one or two panels of 16 columns, held in registers.
+
+use super::Level;
+#[cfg(target_arch = "x86_64")]
+use super::simd::{Avx2, Avx512};
+use super::simd::{Portable, Simd};
+
+/// Columns of a panel: the right-hand side is stored 16 columns wide, one step of the sum after the other.
+pub(crate) const PANEL: usize = 16;
+
+/// One call of the kernel: `out (+)= rows * panels (+ bias + residual)`.
+pub(crate) struct Tile {
+    /// Where row `i` of part `t` of the sum begins: `rows[t * row_count + i]`.
+    pub(crate) rows: *const *const f32,
+    /// Rows, 1 to [`Level::rows`].
+    pub(crate) row_count: usize,
+    /// Parts of the sum: the taps of a convolution, 1 for a matrix.
+    pub(crate) parts: usize,
+    /// Floats of each part that are left out at its beginning, and how many follow that are summed.
+    pub(crate) skip: usize,
+    pub(crate) len: usize,
+    /// The first panel, `parts * len` steps of [`PANEL`] floats; the next one begins `panel_stride` floats later.
+    pub(crate) panels: *const f32,
+    pub(crate) panel_stride: usize,
+    /// The result's first element, the distance of its rows, and how many columns there are to write.
+    pub(crate) out: *mut f32,
+    pub(crate) out_stride: usize,
+    pub(crate) columns: usize,
+    /// Whether `out` holds a part of the sum already.
+    pub(crate) accumulate: bool,
+    /// A float for each column, or null.
+    pub(crate) bias: *const f32,
+    /// Added last, laid out as `out`, or null.
+    pub(crate) residual: *const f32,
+}
+
+impl Level {
+    /// The most rows of a tile: as many as registers hold beside the panels.
+    pub(crate) fn rows(self) -> usize {
+        match self {
+            Self::Portable => 4,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => 6,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => 14,
+        }
+    }
+
+    /// Panels of a tile.
+    pub(crate) fn panels(self) -> usize {
+        match self {
+            Self::Portable => 1,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => 1,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => 2,
+        }
+    }
+}
+
+/// `NV` registers wide: `NV * S::LANES` columns.
+///
+/// Every element is the sum over its parts in ascending order, begun at 0 and then added to what `out` holds: the
+/// same bytes whichever rows share a tile.
+///
+/// # Safety
+/// Pointers and counts of `t` must describe memory that is valid as [`Tile`] says, `t.row_count` must be `MR`, and
+/// the machine must have the instruction set of `S`.
+#[inline(always)]
+unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(t: &Tile) {
+    // SAFETY: the caller's contract; columns beyond `t.columns` are touched in the panels only, which are padded.
+    unsafe {
+        let per_panel = PANEL / S::LANES;
+        let column = |j: usize| (j / per_panel) * t.panel_stride + (j % per_panel) * S::LANES;
+        let mut acc = [[S::zero(); NV]; MR];
+        let mut panel = t.panels;
+        for part in 0..t.parts {
+            let mut rows = [std::ptr::null::<f32>(); MR];
+            for (i, row) in rows.iter_mut().enumerate() {
+                *row = (*t.rows.add(part * MR + i)).add(t.skip);
+            }
+            for k in 0..t.len {
+                let mut b = [S::zero(); NV];
+                for (j, b) in b.iter_mut().enumerate() {
+                    *b = S::load(panel.add(column(j)));
+                }
+                for (acc, row) in acc.iter_mut().zip(&rows) {
+                    let a = S::splat(row.add(k));
+                    for (acc, &b) in acc.iter_mut().zip(&b) {
+                        *acc = S::mul_add(a, b, *acc);
+                    }
+                }
+                panel = panel.add(PANEL);
+            }
+        }
+        for j in 0..NV {
+            let first = j * S::LANES;
+            let n = t.columns.saturating_sub(first).min(S::LANES);
+            if n == S::LANES {
+                for (i, acc) in acc.iter().enumerate() {
+                    let at = i * t.out_stride + first;
+                    let mut v = acc[j];
+                    if t.accumulate {
+                        v = S::add(S::load(t.out.add(at)), v);
+                    }
+                    if !t.bias.is_null() {
+                        v = S::add(v, S::load(t.bias.add(first)));
+                    }
+                    if !t.residual.is_null() {
+                        v = S::add(v, S::load(t.residual.add(at)));
+                    }
+                    S::store(t.out.add(at), v);
+                }
+            } else if n > 0 {
+                for (i, acc) in acc.iter().enumerate() {
+                    let at = i * t.out_stride + first;
+                    let mut v = acc[j];
+                    if t.accumulate {
+                        v = S::add(S::load_first(t.out.add(at), n), v);
+                    }
+                    if !t.bias.is_null() {
+                        v = S::add(v, S::load_first(t.bias.add(first), n));
+                    }
+                    if !t.residual.is_null() {
+                        v = S::add(v, S::load_first(t.residual.add(at), n));
+                    }
+                    S::store_first(t.out.add(at), v, n);
+                }
+            }
+        }
+    }
+}
+
+/// Expands to a `match` of the row count to the kernel compiled for it.
+macro_rules! by_rows {
+    ($t:ident, $simd:ty, $registers:literal, $($rows:literal)*) => {
+        match $t.row_count {
+            // SAFETY: the caller's contract; the row count was just matched.
+            $($rows => unsafe { tile::<$simd, $rows, $registers>($t) },)*
+            _ => debug_assert!(false, "a tile of {} rows", $t.row_count),
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+unsafe fn avx512(t: &Tile) {
+    if t.columns > PANEL {
+        by_rows!(t, Avx512, 2, 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+    } else {
+        by_rows!(t, Avx512, 1, 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2(t: &Tile) {
+    by_rows!(t, Avx2, 2, 1 2 3 4 5 6);
+}
+
+/// Computes one tile of at most [`Level::rows`] rows and [`Level::panels`] panels.
+///
+/// # Safety
+/// Pointers and counts of `t` must describe memory that is valid as [`Tile`] says; `level` must be one of
+/// [`Level::available`].
+pub(crate) unsafe fn multiply(level: Level, t: &Tile) {
+    match level {
+        Level::Portable => by_rows!(t, Portable, 2, 1 2 3 4),
+        // SAFETY: the caller's contract.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => unsafe { avx2(t) },
+        // SAFETY: the caller's contract.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => unsafe { avx512(t) },
+    }
+}
