@@ -65,7 +65,7 @@ fn definition(q: &Tensor, k: &Tensor, v: &Tensor, sizes: Sizes, mask: Mask) -> R
 
 /// Queries of a piece of work, and keys of a pass over them: a block of scores stays in the second-level cache.
 const QUERIES: usize = 56;
-const KEYS: usize = 512;
+const KEYS: usize = 1024;
 
 fn on_cpu(level: Level, q: &Tensor, k: &Tensor, v: &Tensor, sizes: Sizes, mask: Mask) -> Result<Tensor> {
     let dtype = q.dtype();
@@ -73,13 +73,15 @@ fn on_cpu(level: Level, q: &Tensor, k: &Tensor, v: &Tensor, sizes: Sizes, mask: 
     let (q, k, v) = (cpu::elements(&q)?, cpu::elements(&k)?, cpu::elements(&v)?);
     let Sizes { batch, heads, d, queries, keys } = sizes;
     let packed = Packed::new(&k, &v, sizes);
-    let blocks = queries.div_ceil(QUERIES);
+    let blocks = queries.div_ceil(QUERIES).max(1);
+    let rows = queries.div_ceil(blocks).max(1);
+    let blocks = queries.div_ceil(rows);
     let steps = 2 * batch * heads * d * queries * keys;
     let fill = |out| {
         let out = Shared::new(out);
         for_each_piece(batch * heads * blocks, steps, |piece| {
-            let first = piece % blocks * QUERIES;
-            let block = Block { head: piece / blocks, first, end: queries.min(first + QUERIES), mask };
+            let first = piece % blocks * rows;
+            let block = Block { head: piece / blocks, first, end: queries.min(first + rows), mask };
             // SAFETY: `out` has the shape below; no two pieces have a head and a query in common.
             unsafe { block.run(level, &q, &packed, sizes, out) };
         });
@@ -231,22 +233,22 @@ fn weigh_body<const FUSED: bool>(
     state: &mut Softmax,
 ) -> f32 {
     scores[visible..].fill(f32::NEG_INFINITY);
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
     let mut largest = [state.max; PANEL];
     for scores in scores.chunks_exact(PANEL) {
-        for (m, &s) in largest.iter_mut().zip(scores) {
-            *m = if s > *m { s } else { *m };
-        }
+        largest.iter_mut().zip(scores).for_each(|(m, &s)| *m = larger(*m, s));
     }
-    let max = largest.iter().fold(state.max, |m, &s| if s > m { s } else { m });
+    let max = math::fold(largest, larger);
+    let offset = -max * factor;
     let mut sums = [0.0; PANEL];
     for scores in scores.chunks_exact_mut(PANEL) {
         for (sum, s) in sums.iter_mut().zip(scores) {
-            *s = math::exp::<FUSED>((*s - max) * factor);
+            *s = math::exp_below_88::<FUSED>(math::mul_add::<FUSED>(*s, factor, offset));
             *sum += *s;
         }
     }
-    let shrink = math::exp::<FUSED>((state.max - max) * factor);
-    *state = Softmax { max, sum: state.sum * shrink + sums.iter().sum::<f32>() };
+    let shrink = if state.max == max { 1.0 } else { math::exp_below_88::<FUSED>((state.max - max) * factor) };
+    *state = Softmax { max, sum: state.sum * shrink + math::fold(sums, |a, b| a + b) };
     shrink
 }
 
