@@ -1,1 +1,12 @@
-//! x
+//! Behaviour of the server and the command line, through their public interfaces.
+
+mod cli;
+mod cors;
+mod dependencies;
+mod fake;
+mod fastapi;
+mod generate;
+mod harness;
+mod health;
+mod load;
+mod refine;
