@@ -1,5 +1,7 @@
 //! Behaviour of the server and the command line, through their public interfaces.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 mod cli;
 mod cors;
 mod dependencies;
