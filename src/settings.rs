@@ -60,6 +60,9 @@ pub struct ModelArgs {
     /// LCM-LoRA to merge: 8 steps at most and no guidance become the default
     #[arg(long, value_name = "FILE", env = "SD_LCM_LORA_ID")]
     pub lcm_lora: Option<PathBuf>,
+    /// Textual inversion to load, asked for by its token; may be given several times
+    #[arg(long, value_name = "FILE")]
+    pub textual_inversion: Vec<PathBuf>,
     /// Threads for computing; without it, as many as there are cores
     #[arg(long, value_name = "N", value_parser = number(1..=1024))]
     pub threads: Option<usize>,

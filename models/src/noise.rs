@@ -46,7 +46,7 @@ impl TorchGenerator {
     fn normal_blocks(&mut self, n: usize) -> Vec<f32> {
         let mut values: Vec<f32> = (0..n).map(|_| self.uniform_f32()).collect();
         values.chunks_exact_mut(BLOCK).for_each(box_muller);
-        if n % BLOCK != 0 {
+        if !n.is_multiple_of(BLOCK) {
             let tail = &mut values[n - BLOCK..];
             tail.iter_mut().for_each(|v| *v = self.uniform_f32());
             box_muller(tail);

@@ -93,38 +93,32 @@ unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(t: &Tile) {
                 panel = panel.add(PANEL);
             }
         }
-        for j in 0..NV {
-            let first = j * S::LANES;
-            let n = t.columns.saturating_sub(first).min(S::LANES);
-            if n == S::LANES {
-                for (i, acc) in acc.iter().enumerate() {
-                    let at = i * t.out_stride + first;
-                    let mut v = acc[j];
-                    if t.accumulate {
-                        v = S::add(S::load(t.out.add(at)), v);
-                    }
-                    if !t.bias.is_null() {
-                        v = S::add(v, S::load(t.bias.add(first)));
-                    }
-                    if !t.residual.is_null() {
-                        v = S::add(v, S::load(t.residual.add(at)));
-                    }
-                    S::store(t.out.add(at), v);
+        // Only this buffer is indexed by variables below: the sums themselves can then stay in registers above.
+        let mut sums = [[0.0f32; 2 * PANEL]; MR];
+        for (sums, acc) in sums.iter_mut().zip(&acc) {
+            for (j, &acc) in acc.iter().enumerate() {
+                S::store(sums.as_mut_ptr().add(j * S::LANES), acc);
+            }
+        }
+        for (i, sums) in sums.iter().enumerate() {
+            let at = i * t.out_stride;
+            for first in (0..NV * S::LANES).step_by(S::LANES) {
+                let n = t.columns.saturating_sub(first).min(S::LANES);
+                let load = |p: *const f32| if n == S::LANES { S::load(p) } else { S::load_first(p, n) };
+                let mut v = S::load(sums.as_ptr().add(first));
+                if t.accumulate {
+                    v = S::add(load(t.out.add(at + first)), v);
                 }
-            } else if n > 0 {
-                for (i, acc) in acc.iter().enumerate() {
-                    let at = i * t.out_stride + first;
-                    let mut v = acc[j];
-                    if t.accumulate {
-                        v = S::add(S::load_first(t.out.add(at), n), v);
-                    }
-                    if !t.bias.is_null() {
-                        v = S::add(v, S::load_first(t.bias.add(first), n));
-                    }
-                    if !t.residual.is_null() {
-                        v = S::add(v, S::load_first(t.residual.add(at), n));
-                    }
-                    S::store_first(t.out.add(at), v, n);
+                if !t.bias.is_null() {
+                    v = S::add(v, load(t.bias.add(first)));
+                }
+                if !t.residual.is_null() {
+                    v = S::add(v, load(t.residual.add(at + first)));
+                }
+                if n == S::LANES {
+                    S::store(t.out.add(at + first), v);
+                } else {
+                    S::store_first(t.out.add(at + first), v, n);
                 }
             }
         }

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use super::plan::{Evaluation, Plan, Solver};
-use super::settings::Schedule;
+use super::schedule::Schedule;
 use crate::Result;
 use crate::noise::TorchGenerator;
 use crate::schedule::SchedulerConfig;

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use super::plan::{Evaluation, Plan, Solver};
-use super::settings::{Schedule, choice};
+use super::schedule::{Schedule, choice};
 use crate::Result;
 use crate::noise::TorchGenerator;
 use crate::schedule::SchedulerConfig;

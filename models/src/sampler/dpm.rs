@@ -4,7 +4,7 @@
 use candle_core::Tensor;
 
 use super::plan::{Evaluation, Plan};
-use super::settings::{choice, unsupported};
+use super::schedule::{choice, unsupported};
 use crate::Result;
 use crate::noise::TorchGenerator;
 use crate::schedule::{FinalSigma, NoiseLevel, SchedulerConfig};
@@ -78,10 +78,17 @@ impl Settings {
     }
 
     /// How many of the training timesteps, from 0 on, have a lambda of at least `lambda_min_clipped`.
-    pub(super) fn visited(&self, alphas_cumprod: &[f32]) -> usize {
+    pub(super) fn visited(&self, alphas_cumprod: &[f32]) -> Result<usize> {
         let lambda = |a: f32| a.sqrt().ln() - (1.0 - a).sqrt().ln();
         let clipped = |a: &&f32| f64::from(lambda(**a)) < self.lambda_min_clipped;
-        alphas_cumprod.len() - alphas_cumprod.iter().rev().take_while(clipped).count()
+        match alphas_cumprod.len() - alphas_cumprod.iter().rev().take_while(clipped).count() {
+            0 | 1 => Err(unsupported(
+                "lambda_min_clipped",
+                self.lambda_min_clipped,
+                "what leaves two of the model's timesteps at least",
+            )),
+            visited => Ok(visited),
+        }
     }
 }
 

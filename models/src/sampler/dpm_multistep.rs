@@ -6,7 +6,7 @@ use candle_core::Tensor;
 
 use super::dpm::{ALGORITHMS, Algorithm, Settings, lambda};
 use super::plan::{Evaluation, Plan, Solver};
-use super::settings::{Schedule, unsupported};
+use super::schedule::{Schedule, unsupported};
 use crate::Result;
 use crate::noise::TorchGenerator;
 use crate::schedule::{FinalSigma, SchedulerConfig};
@@ -36,7 +36,7 @@ impl DpmMultistep {
     }
 
     pub(super) fn start(&self, schedule: &Schedule, n: usize) -> Result<(Plan, Box<dyn Solver>)> {
-        let visited = self.settings.visited(&schedule.alphas_cumprod);
+        let visited = self.settings.visited(&schedule.alphas_cumprod)?;
         let plan = Plan::preserving(schedule, schedule.spacing, n, visited, !schedule.cosine_betas)?;
         let short = self.lower_order_final && plan.timesteps.len() < LONG_RUN;
         let last_is_first_order = self.euler_at_final || short || schedule.final_sigma == FinalSigma::Zero;

@@ -6,7 +6,7 @@ use candle_core::Tensor;
 
 use super::dpm::{ALGORITHMS, Settings, SolverType, lambda};
 use super::plan::{Evaluation, Plan, Solver};
-use super::settings::Schedule;
+use super::schedule::Schedule;
 use crate::Result;
 use crate::noise::TorchGenerator;
 use crate::schedule::{FinalSigma, SchedulerConfig, Spacing};
@@ -27,7 +27,7 @@ impl DpmSinglestep {
     }
 
     pub(super) fn start(&self, schedule: &Schedule, n: usize) -> Result<(Plan, Box<dyn Solver>)> {
-        let visited = self.settings.visited(&schedule.alphas_cumprod);
+        let visited = self.settings.visited(&schedule.alphas_cumprod)?;
         // The class has no timestep_spacing.
         let plan = Plan::preserving(schedule, Spacing::Linspace, n, visited, true)?;
         let orders = self.orders(n, schedule.final_sigma);
@@ -38,7 +38,7 @@ impl DpmSinglestep {
     fn orders(&self, n: usize, final_sigma: FinalSigma) -> Vec<usize> {
         let order = self.settings.order;
         let mut orders: Vec<usize> = (0..n).map(|i| i % order + 1).collect();
-        if final_sigma == FinalSigma::Zero || self.lower_order_final && n % order == 0 {
+        if final_sigma == FinalSigma::Zero || self.lower_order_final && n.is_multiple_of(order) {
             orders[n - 1] = 1;
         }
         orders

@@ -5,14 +5,14 @@ use aquatint_kernels::weighted_sum;
 use candle_core::Tensor;
 
 use super::plan::{Evaluation, Plan, Solver};
-use super::settings::Schedule;
+use super::schedule::Schedule;
 use crate::Result;
 use crate::noise::TorchGenerator;
 
 /// The second evaluation of a step is at the timestep of the next step's first.
 pub(super) fn start(schedule: &Schedule, n: usize) -> (Plan, Box<dyn Solver>) {
     let plan = Plan::exploding(schedule, n);
-    let twice = |i: usize| (i + 1) / 2;
+    let twice = |i: usize| i.div_ceil(2);
     let evaluations = 2 * plan.timesteps.len() - 1;
     let last = plan.sigmas.len() - 1;
     let doubled = Plan {

@@ -4,7 +4,7 @@
 use candle_core::Tensor;
 
 use super::plan::{Evaluation, Plan, Solver};
-use super::settings::Schedule;
+use super::schedule::Schedule;
 use crate::noise::TorchGenerator;
 use crate::schedule::SchedulerConfig;
 use crate::{Error, Result};

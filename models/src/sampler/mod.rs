@@ -8,7 +8,7 @@
 //! let mut sampler = settings.sampler(num_inference_steps)?;
 //! let mut sample = noise * sampler.init_noise_sigma();
 //! while !sampler.is_done() {
-//!     let model_output = denoiser(sampler.scale_model_input(&sample)?, sampler.timestep());
+//!     let model_output = denoiser(sampler.scale_model_input(&sample)?, sampler.timesteps()[sampler.position()]);
 //!     sample = sampler.step(&model_output, &sample, &mut generator)?;
 //! }
 //! ```
@@ -30,8 +30,11 @@ mod lms;
 mod names;
 mod plan;
 mod pndm;
+mod schedule;
 mod settings;
 mod tcd;
+#[cfg(test)]
+mod tests;
 mod unipc;
 
 use aquatint_kernels::weighted_sum;

@@ -9,13 +9,16 @@ use super::kind::SamplerKind;
 use crate::schedule::{SchedulerConfig, SigmaKind};
 use crate::{Error, Result};
 
+/// What a name puts into a config.
+type Overrides = fn(&mut SchedulerConfig);
+
 /// A sampler by one of its names, and what the name says that the class does not.
 pub(super) struct Named {
     pub(super) name: &'static str,
     /// Further names, as [`canonical`] writes them.
     aliases: &'static [&'static str],
     kind: SamplerKind,
-    overrides: fn(&mut SchedulerConfig),
+    overrides: Overrides,
 }
 
 /// What a name was found to mean.
@@ -23,7 +26,7 @@ pub(super) struct Found {
     /// The name that listings show.
     pub(super) name: &'static str,
     pub(super) kind: SamplerKind,
-    pub(super) overrides: fn(&mut SchedulerConfig),
+    pub(super) overrides: Overrides,
     /// The schedule type that the name ended in.
     pub(super) schedule_type: Option<&'static str>,
 }

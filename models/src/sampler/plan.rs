@@ -2,10 +2,10 @@
 
 use candle_core::Tensor;
 
-use super::settings::Schedule;
+use super::schedule::Schedule;
 use crate::noise::TorchGenerator;
 use crate::schedule::noise_level::Mix;
-use crate::schedule::{FinalSigma, NoiseLevel, Prediction, SigmaKind, Spacing};
+use crate::schedule::{NoiseLevel, Prediction, SigmaKind, Spacing};
 use crate::{Error, Result};
 
 /// What each evaluation of a run is about.
@@ -118,31 +118,6 @@ impl Plan {
             clip: schedule.clip,
             init_noise_sigma: 1.0,
         })
-    }
-}
-
-impl Schedule {
-    /// Sigmas of a kind that has its own, within these ends or the config's.
-    fn spaced_sigmas(&self, max: f64, min: f64, n: usize) -> Option<Vec<f64>> {
-        self.sigma_kind.sigmas(self.sigma_max.unwrap_or(max), self.sigma_min.unwrap_or(min), n)
-    }
-
-    fn last_sigma(&self) -> f64 {
-        match self.final_sigma {
-            FinalSigma::Zero => 0.0,
-            FinalSigma::SigmaMin => self.table.min(),
-        }
-    }
-
-    /// Whole training timesteps, the noisiest first.
-    pub(super) fn whole_timesteps(&self, n: usize) -> Vec<f64> {
-        let t = self.spacing.timesteps(self.num_train_timesteps, n, self.steps_offset);
-        t.into_iter().map(f64::round_ties_even).collect()
-    }
-
-    /// The signal's part of the variance at a timestep of the model; `end` before the first.
-    pub(super) fn alpha_cumprod(&self, timestep: f64, end: f64) -> f64 {
-        if timestep < 0.0 { end } else { f64::from(self.alphas_cumprod[timestep as usize]) }
     }
 }
 

@@ -7,7 +7,7 @@ use aquatint_kernels::weighted_sum;
 use candle_core::Tensor;
 
 use super::plan::{Evaluation, Plan, Solver};
-use super::settings::Schedule;
+use super::schedule::Schedule;
 use crate::noise::TorchGenerator;
 use crate::schedule::{Prediction, SchedulerConfig};
 use crate::{Error, Result};
@@ -97,7 +97,7 @@ impl Solver for Steps {
 impl Steps {
     fn runge_kutta_step(&mut self, at: &Evaluation<'_>) -> Result<Tensor> {
         let stage = self.counter % 4;
-        let to = at.plan.timesteps[at.index] - if stage % 2 == 0 { (self.length / 2.0).floor() } else { 0.0 };
+        let to = at.plan.timesteps[at.index] - if stage % 2 == 1 { 0.0 } else { (self.length / 2.0).floor() };
         let from = self.prk[self.counter - stage];
         if stage == 0 {
             self.remember(at.model_output);

@@ -7,7 +7,7 @@ use candle_core::Tensor;
 
 use super::dpm::lambda;
 use super::plan::{Evaluation, Plan, Solver};
-use super::settings::{Schedule, choice, unsupported};
+use super::schedule::{Schedule, choice, unsupported};
 use crate::Result;
 use crate::noise::TorchGenerator;
 use crate::schedule::{FinalSigma, NoiseLevel, SchedulerConfig};

@@ -46,7 +46,7 @@ impl Spacing {
 }
 
 fn leading(ratio: usize, n: usize, offset: usize) -> Vec<f64> {
-    (0..n).rev().map(|i| (i * ratio + offset) as f64).collect()
+    (0..n).rev().map(|i| (i * ratio) as f64 + offset as f64).collect()
 }
 
 /// `np.arange(start, 0, -step).round() - 1`. Rounding makes numpy yield one value more at some lengths (61 steps of

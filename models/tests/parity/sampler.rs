@@ -53,9 +53,10 @@ fn pattern() -> Tensor {
 /// The script's `denoiser`.
 fn denoiser(x: &Tensor, timestep: f64) -> Tensor {
     let u = timestep / 1000.0;
+    let triangle = |u: f64| (u % 2.0 - 1.0).abs();
     let bent = (x / x.abs().unwrap().affine(1.0, 1.0).unwrap()).unwrap();
-    let pattern = pattern().affine(0.5 * u - 0.2, 0.0).unwrap();
-    (bent.affine(0.8 + 0.4 * u, 0.0).unwrap() + pattern).unwrap()
+    let bent = bent.affine(0.6 + 0.6 * triangle(5.0 * u), 0.0).unwrap();
+    (bent + pattern().affine(1.5 * triangle(7.0 * u) - 0.6, 0.0).unwrap()).unwrap()
 }
 
 fn settings(config: &serde_json::Value) -> SamplerSettings {
@@ -174,3 +175,94 @@ fixtures!(
     unipc,
     unipc_variants
 );
+
+/// Fixtures whose second case is a run of 20 steps on Stable Diffusion's betas, one a sampler.
+const SAMPLERS: [&str; 13] = [
+    "euler",
+    "heun",
+    "lms",
+    "dpm_multistep",
+    "dpm_multistep_sde",
+    "dpm_singlestep",
+    "unipc",
+    "euler_ancestral",
+    "ddim",
+    "ddpm",
+    "pndm",
+    "lcm",
+    "tcd",
+];
+/// Those of them that can space their sigmas in other ways come first.
+const WITH_SIGMA_KINDS: usize = 7;
+/// How far a change has to move a sample for its fixture to be called sensitive to it.
+const SENSITIVE: f64 = 20.0 * SAMPLE_TOLERANCE;
+
+fn second_case(fixture: &str) -> (Case, Vec<f64>) {
+    let (case, expected) = cases(fixture).swap_remove(1);
+    assert_eq!((case.steps, case.begin), (20, 0), "{fixture}");
+    (case, expected.sample)
+}
+
+/// How far a fixture's second case moves with other values in its config.
+fn moved(fixture: &str, changes: &[(&str, serde_json::Value)]) -> f64 {
+    let (mut case, expected) = second_case(fixture);
+    for (field, value) in changes {
+        case.config[*field] = value.clone();
+    }
+    sample_difference(&run(settings(&case.config).sampler(20).unwrap(), &case).sample, &expected)
+}
+
+#[test]
+fn another_config_is_noticed() {
+    for fixture in SAMPLERS {
+        for change in [("prediction_type", "v_prediction".into()), ("beta_end", 0.013.into())] {
+            let moved = moved(fixture, std::slice::from_ref(&change));
+            assert!(moved > SENSITIVE, "{fixture}, {}: moves by {moved:e}", change.0);
+        }
+    }
+    for fixture in SAMPLERS.iter().filter(|name| !["dpm_singlestep", "lcm", "tcd"].contains(name)) {
+        let moved = moved(fixture, &[("timestep_spacing", "trailing".into())]);
+        assert!(moved > SENSITIVE, "{fixture}, spacing: moves by {moved:e}");
+    }
+    for (i, fixture) in SAMPLERS.iter().enumerate() {
+        for kind in ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"] {
+            let moved = moved(fixture, &[(kind, true.into())]);
+            assert_eq!(moved > SENSITIVE, i < WITH_SIGMA_KINDS, "{fixture}, {kind}: moves by {moved:e}");
+        }
+    }
+    for fixture in ["dpm_multistep", "dpm_multistep_sde", "dpm_singlestep", "unipc"] {
+        let moved = moved(fixture, &[("solver_order", 1.into())]);
+        assert!(moved > SENSITIVE, "{fixture}, solver_order: moves by {moved:e}");
+    }
+}
+
+#[test]
+fn another_length_start_or_eta_is_noticed() {
+    for fixture in SAMPLERS {
+        let (case, expected) = second_case(fixture);
+        let settings = settings(&case.config);
+        let shorter = run(settings.sampler(19).unwrap(), &case).sample;
+        let later = run(settings.sampler(20).unwrap(), &Case { begin: 10, ..case }).sample;
+        for moved in [shorter, later].map(|sample| sample_difference(&sample, &expected)) {
+            assert!(moved > SENSITIVE, "{fixture}: moves by {moved:e}");
+        }
+    }
+    for fixture in ["ddim", "tcd"] {
+        let (case, expected) = second_case(fixture);
+        let sampler = settings(&case.config).with_eta(0.1).unwrap().sampler(20).unwrap();
+        assert!(sample_difference(&run(sampler, &case).sample, &expected) > SENSITIVE, "{fixture}");
+    }
+}
+
+#[test]
+fn samplers_are_told_apart() {
+    let samples: Vec<_> = SAMPLERS.iter().map(|name| (name, second_case(name).1)).collect();
+    for (i, (a, sample)) in samples.iter().enumerate() {
+        for (b, other) in &samples[..i] {
+            let difference = sample_difference(sample, other);
+            // DDIM is Euler's method in other variables, and so is DDPM the ancestral one.
+            let one = [("ddim", "euler"), ("ddpm", "euler_ancestral")].contains(&(**a, **b));
+            assert_eq!(difference > SENSITIVE, !one, "{a} and {b} differ by {difference:e}");
+        }
+    }
+}

@@ -26,10 +26,16 @@ KINDS = [{}, *({f"use_{kind}_sigmas": True} for kind in ("karras", "exponential"
 ZERO_SNR = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
 
 
+def triangle(u):
+    """A wave between 0 and 1."""
+    return abs(u % 2 - 1)
+
+
 def denoiser(x, t):
-    """Anything that is not linear and depends on all it is given; in operations that round alike everywhere."""
+    """Anything that is far from linear in all it is given, so that the way there shows in the result; in operations
+    that round alike everywhere."""
     u = float(t) / 1000
-    return (0.8 + 0.4 * u) * (x / (1 + x.abs())) + (0.5 * u - 0.2) * PATTERN
+    return (0.6 + 0.6 * triangle(5 * u)) * (x / (1 + x.abs())) + (1.5 * triangle(7 * u) - 0.6) * PATTERN
 
 
 def run(config, steps, begin=0, eta=0.0):
