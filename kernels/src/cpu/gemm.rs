@@ -36,7 +36,7 @@ const DEPTH: usize = 384;
 /// Floats of rows that a piece of work touches in one pass: they stay in the second-level cache.
 const ROW_FLOATS: usize = 64 << 10;
 /// Multiply-adds that make a piece of work.
-const PIECE: usize = 4 << 20;
+const PIECE: usize = 2 << 20;
 
 /// A run of steps of the sum: whole parts, or a stretch of one.
 #[derive(Clone, Copy)]
@@ -80,7 +80,8 @@ impl Pieces {
         let most = (ROW_FLOATS / steps.min(DEPTH)).max(level.rows());
         let row_pieces = rows_total.div_ceil(most);
         let rows = rows_total.div_ceil(row_pieces);
-        let wanted = (rows * steps * panels_total * PANEL).div_ceil(PIECE);
+        let total = rows_total * steps * panels_total * PANEL;
+        let wanted = (rows * steps * panels_total * PANEL).div_ceil((total / 64).max(PIECE));
         let panels = panels_total.div_ceil(wanted).next_multiple_of(level.panels());
         Self { row_pieces, rows, panel_pieces: panels_total.div_ceil(panels), panels }
     }
@@ -151,30 +152,6 @@ impl Piece {
         table
     }
 
-    /// Copies the rows' steps of `block` side by side, and returns where each row begins then.
-    ///
-    /// # Safety
-    /// The table's pointers must be readable for the weight's depth.
-    unsafe fn copy(
-        &self,
-        table: &[*const f32],
-        parts: usize,
-        block: &Block,
-        to: &mut Vec<f32>,
-    ) -> Vec<*const f32> {
-        let stride = block.len + PANEL;
-        to.clear();
-        for tile in self.tiles() {
-            let at = (tile.start - self.rows.start) * parts + block.part * tile.len();
-            for row in &table[at..at + tile.len()] {
-                // SAFETY: the caller's contract.
-                to.extend_from_slice(unsafe { std::slice::from_raw_parts(row.add(block.skip), block.len) });
-                to.resize(to.len() + PANEL, 0.0);
-            }
-        }
-        to.chunks_exact(stride).map(<[f32]>::as_ptr).collect()
-    }
-
     /// Applies the activation to this piece of the result, then adds the residual.
     ///
     /// # Safety
@@ -203,22 +180,11 @@ impl Piece {
         out: Shared,
     ) {
         let table = self.locate(rows, weight.parts);
-        // Rows whose distance is a multiple of 4096 bytes fall in one set of the first-level cache and drive each
-        // other out of it: such rows are copied side by side first.
-        let collide = weight.depth.is_multiple_of(1024) && self.rows.len() > 4;
         // A residual is added after the activation.
         let fused_residual = epilogue.residual.filter(|_| epilogue.activation == Activation::None);
-        let (mut copies, mut wide) = (Vec::new(), Vec::new());
+        let mut wide = Vec::new();
         for (i, block) in blocks.iter().enumerate() {
             let last = i + 1 == blocks.len();
-            let copied;
-            let (table, parts, part, skip) = if collide {
-                // SAFETY: the caller's contract.
-                copied = unsafe { self.copy(&table, weight.parts, block, &mut copies) };
-                (&copied, 1, 0, 0)
-            } else {
-                (&table, weight.parts, block.part, block.skip)
-            };
             for panel in self.panels.clone().step_by(self.level.panels()) {
                 let count = self.level.panels().min(self.panels.end - panel);
                 let from = block.part * weight.depth + block.skip;
@@ -233,10 +199,12 @@ impl Piece {
                 for tile in self.tiles() {
                     let at = (self.sample * self.rows_total + tile.start) * weight.columns + column;
                     let t = Tile {
-                        rows: table[(tile.start - self.rows.start) * parts + part * tile.len()..].as_ptr(),
+                        rows: table
+                            [(tile.start - self.rows.start) * weight.parts + block.part * tile.len()..]
+                            .as_ptr(),
                         row_count: tile.len(),
                         parts: block.parts,
-                        skip,
+                        skip: block.skip,
                         len: block.len,
                         panels,
                         panel_stride,
