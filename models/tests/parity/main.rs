@@ -4,6 +4,7 @@
 // clippy.toml allows both in test functions; what they share is test code too.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod caption;
 mod clip;
 mod common;
 mod lora;
