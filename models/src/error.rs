@@ -23,7 +23,9 @@ pub enum Error {
     #[error("the generation was cancelled")]
     Cancelled,
     /// The denoiser produced NaN or infinity, which would decode to a black picture.
-    #[error("the latents are not finite after step {step}: use --dtype f32 or bf16, or a lower guidance_scale")]
+    #[error(
+        "the latents are not finite after step {step}: use --dtype f32 or bf16, or a lower guidance_scale"
+    )]
     NotFinite {
         /// The 1-based step after which it was seen.
         step: usize,

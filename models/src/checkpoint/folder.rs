@@ -37,7 +37,10 @@ impl ModelFolder {
         }
         let folder = Self::Disk(path.to_owned());
         if !folder.contains("model_index.json") {
-            return Err(Error::file(path, "holds no model_index.json: a model is a folder in the diffusers layout"));
+            return Err(Error::file(
+                path,
+                "holds no model_index.json: a model is a folder in the diffusers layout",
+            ));
         }
         Ok(folder)
     }
@@ -106,7 +109,8 @@ impl ModelFolder {
         for name in WEIGHTS {
             let index = format!("{component}/{name}.index.json");
             // diffusers writes the variant after the index: model.safetensors.index.fp16.json
-            let variant = format!("{component}/{}.safetensors.index.fp16.json", name.split('.').next().unwrap_or(name));
+            let variant =
+                format!("{component}/{}.safetensors.index.fp16.json", name.split('.').next().unwrap_or(name));
             for index in [index, variant] {
                 if !self.contains(&index) {
                     continue;
@@ -124,8 +128,14 @@ impl ModelFolder {
         let pickle = ["diffusion_pytorch_model.bin", "pytorch_model.bin"];
         if let Some(name) = pickle.iter().find(|n| self.contains(&format!("{component}/{n}"))) {
             let path = self.path(component).join(name);
-            return Err(Error::file(path, "this is a Python pickle, which can run code: only safetensors are read"));
+            return Err(Error::file(
+                path,
+                "this is a Python pickle, which can run code: only safetensors are read",
+            ));
         }
-        Err(Error::file(self.path(component), format!("holds no weights: one of {} is needed", WEIGHTS.join(", "))))
+        Err(Error::file(
+            self.path(component),
+            format!("holds no weights: one of {} is needed", WEIGHTS.join(", ")),
+        ))
     }
 }

@@ -69,14 +69,16 @@ impl SafetensorsFile {
             return Err(bad(format!("{length} bytes are too few for a safetensors file")));
         }
         read_at(&bytes, &mut size, 0).map_err(|e| bad(e.to_string()))?;
-        if size.starts_with(b"PK\x03\x04") || size[0] == 0x80 {
+        let header_bytes = u64::from_le_bytes(size);
+        let too_long = header_bytes > MAX_HEADER_BYTES || header_bytes + 8 > length;
+        // A header of 640 bytes starts with 0x80 too: only an impossible length makes it a pickle's mark.
+        if too_long && (size.starts_with(b"PK\x03\x04") || size[0] == 0x80) {
             return Err(bad("this is a Python pickle, which can run code: only safetensors are read".into()));
         }
         if size.starts_with(b"GGUF") {
             return Err(bad("this is a GGUF file: a safetensors file is needed here".into()));
         }
-        let header_bytes = u64::from_le_bytes(size);
-        if header_bytes > MAX_HEADER_BYTES || header_bytes + 8 > length {
+        if too_long {
             return Err(bad(format!(
                 "not a safetensors file, or a truncated one: its header claims {header_bytes} bytes, the file has \
                  {length} (at most {MAX_HEADER_BYTES} are allowed)"
@@ -88,8 +90,9 @@ impl SafetensorsFile {
             serde_json::from_slice(&header).map_err(|e| bad(format!("its header is not valid: {e}")))?;
         let mut entries = BTreeMap::new();
         for (name, info) in header.tensors() {
-            let dtype = dtype(info.dtype)
-                .ok_or_else(|| bad(format!("tensor {name} is {:?}: F64, F32, F16, BF16 or I64 are read", info.dtype)))?;
+            let dtype = dtype(info.dtype).ok_or_else(|| {
+                bad(format!("tensor {name} is {:?}: F64, F32, F16, BF16, I64 or U8 are read", info.dtype))
+            })?;
             let start = header_bytes + 8 + info.data_offsets.0 as u64;
             let end = header_bytes + 8 + info.data_offsets.1 as u64;
             if end > length {
@@ -103,6 +106,21 @@ impl SafetensorsFile {
         }
         let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
         Ok(Self { path, bytes, entries, metadata })
+    }
+
+    /// The same file with its tensors under other names: `name` gives each one's, or `None` to leave it out.
+    pub fn renamed(mut self, name: impl Fn(&str) -> Option<String>) -> Result<Self> {
+        for (old, entry) in std::mem::take(&mut self.entries) {
+            let Some(new) = name(&old) else { continue };
+            if self.entries.contains_key(&new) {
+                return Err(Error::file(
+                    &self.path,
+                    format!("tensor {old} stands for {new}, as another one does"),
+                ));
+            }
+            self.entries.insert(new, entry);
+        }
+        Ok(self)
     }
 
     /// The file's path, or the name it was given.
@@ -127,9 +145,11 @@ impl SafetensorsFile {
 
     /// Reads one tensor in the type it is stored in.
     pub fn tensor(&self, name: &str, device: &Device) -> Result<Tensor> {
-        let entry = self.entries.get(name).ok_or_else(|| Error::file(&self.path, format!("no tensor {name}")))?;
+        let entry =
+            self.entries.get(name).ok_or_else(|| Error::file(&self.path, format!("no tensor {name}")))?;
         let mut bytes = vec![0u8; (entry.end - entry.start) as usize];
-        read_at(&self.bytes, &mut bytes, entry.start).map_err(|e| Error::file(&self.path, format!("{name}: {e}")))?;
+        read_at(&self.bytes, &mut bytes, entry.start)
+            .map_err(|e| Error::file(&self.path, format!("{name}: {e}")))?;
         Ok(Tensor::from_raw_buffer(&bytes, entry.dtype, &entry.shape, device)?)
     }
 }
@@ -153,6 +173,7 @@ fn dtype(dtype: Dtype) -> Option<DType> {
         Dtype::F16 => DType::F16,
         Dtype::BF16 => DType::BF16,
         Dtype::I64 => DType::I64,
+        Dtype::U8 => DType::U8,
         _ => return None,
     })
 }
@@ -177,6 +198,33 @@ mod tests {
         assert_eq!(f.tensor("a", &Device::Cpu).unwrap().to_vec1::<f32>().unwrap(), [1.5, -2.0]);
         assert_eq!(f.metadata()["k"], "v");
         assert!(f.tensor("b", &Device::Cpu).unwrap_err().to_string().contains("no tensor b"));
+    }
+
+    #[test]
+    fn every_length_of_the_header_is_read() {
+        let header = r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
+        for length in 56..1024 {
+            let f = SafetensorsFile::from_bytes("w", file(&format!("{header:length$}"), &[0; 4]));
+            assert!(f.is_ok(), "{length}: {f:?}");
+        }
+    }
+
+    #[test]
+    fn tensors_may_be_renamed_but_not_merged() {
+        let header = r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},
+            "b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#;
+        let data: Vec<u8> = [1f32, 2.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+        let open = || SafetensorsFile::from_bytes("w", file(header, &data)).unwrap();
+        let f = open().renamed(|key| (key == "b").then(|| "a".to_owned())).unwrap();
+        assert_eq!(f.tensor("a", &Device::Cpu).unwrap().to_vec1::<f32>().unwrap(), [2.0]);
+        assert_eq!(f.entries().len(), 1);
+        assert!(
+            open()
+                .renamed(|_| Some("a".to_owned()))
+                .unwrap_err()
+                .to_string()
+                .contains("tensor b stands for a")
+        );
     }
 
     #[test]

@@ -67,12 +67,20 @@ impl Weights {
     }
 
     /// The tensors of one or several files. `dtype`: what matrices and filters are held in, `None` as stored.
-    pub fn from_files(name: &str, files: Vec<SafetensorsFile>, dtype: Option<DType>, device: &Device) -> Result<Self> {
+    pub fn from_files(
+        name: &str,
+        files: Vec<SafetensorsFile>,
+        dtype: Option<DType>,
+        device: &Device,
+    ) -> Result<Self> {
         let mut file_of = BTreeMap::new();
         for (i, file) in files.iter().enumerate() {
             for key in file.entries().keys() {
                 if file_of.insert(key.clone(), i).is_some() {
-                    return Err(Error::file(file.path(), format!("tensor {key} stands in an earlier file too")));
+                    return Err(Error::file(
+                        file.path(),
+                        format!("tensor {key} stands in an earlier file too"),
+                    ));
                 }
             }
         }
@@ -176,7 +184,13 @@ impl Weights {
     }
 
     /// `name.weight` of `(out, in)`, or `(out, in, 1, 1)` as older checkpoints store projections, and `name.bias`.
-    pub fn linear(&self, name: &str, in_features: usize, out_features: usize, bias: bool) -> Result<Arc<Linear>> {
+    pub fn linear(
+        &self,
+        name: &str,
+        in_features: usize,
+        out_features: usize,
+        bias: bool,
+    ) -> Result<Arc<Linear>> {
         let here = self.pp(name);
         let matrix = vec![out_features, in_features];
         let shape = match here.stored_shape("weight") {
@@ -211,9 +225,11 @@ impl Weights {
 
     /// `name.weight` and `name.bias` of a group normalisation.
     pub fn group_norm(&self, name: &str, groups: usize, channels: usize, eps: f64) -> Result<GroupNorm> {
-        if groups == 0 || channels % groups != 0 {
+        if groups == 0 || !channels.is_multiple_of(groups) {
             let name = self.path(name);
-            return Err(Error::invalid(format!("{name}: {channels} channels do not divide into {groups} groups")));
+            return Err(Error::invalid(format!(
+                "{name}: {channels} channels do not divide into {groups} groups"
+            )));
         }
         let here = self.pp(name);
         let (weight, bias) = (here.tensor("weight", &[channels])?, here.tensor("bias", &[channels])?);
@@ -223,7 +239,11 @@ impl Weights {
     /// `name.weight` and `name.bias` of a layer normalisation.
     pub fn layer_norm(&self, name: &str, channels: usize, eps: f64) -> Result<LayerNorm> {
         let here = self.pp(name);
-        Ok(LayerNorm { weight: here.tensor("weight", &[channels])?, bias: here.tensor("bias", &[channels])?, eps })
+        Ok(LayerNorm {
+            weight: here.tensor("weight", &[channels])?,
+            bias: here.tensor("bias", &[channels])?,
+            eps,
+        })
     }
 
     /// The names (without `.weight`) of all layers whose weight can be replaced, with the stored weight's shape.
@@ -267,6 +287,9 @@ impl Weights {
 
     fn layer(&self, name: &str) -> Result<(Layer, Vec<usize>)> {
         let layers = lock(&self.component.layers);
-        layers.get(name).cloned().ok_or_else(|| Error::invalid(format!("{}: no layer {name}", self.component.name)))
+        layers
+            .get(name)
+            .cloned()
+            .ok_or_else(|| Error::invalid(format!("{}: no layer {name}", self.component.name)))
     }
 }

@@ -1,3 +1,184 @@
-//! From a request to a picture: encode, start, step, decode.
+//! From a request to a picture: encode the prompt, start from noise or a picture, step, decode.
+//!
+//! [`Pipeline`] is the model on its device. [`Pipeline::start`] turns a [`GenerationRequest`] into a [`Denoising`],
+//! whose [`Pipeline::step`] runs the denoiser once, so that whoever drives it may stop, report or interleave between any two
+//! steps; [`Pipeline::decode`] makes the picture.
 
+pub mod builtin;
+pub mod conditioning;
+pub mod denoising;
+pub mod load;
 pub mod request;
+mod start;
+
+use std::path::PathBuf;
+
+use candle_core::{Device, IndexOp};
+use image::RgbImage;
+
+pub use denoising::Denoising;
+pub use load::{DeviceChoice, LoadOptions, ModelSource, Precision};
+pub use request::{GenerationRequest, MicroConditioning, Mode};
+
+use crate::denoiser::UNet2DCondition;
+use crate::lora::{LoraFile, LoraReport, MergedLoras, Target};
+use crate::schedule::SchedulerConfig;
+use crate::text::TextEncoder;
+use crate::vae::AutoencoderKl;
+use crate::{Error, Result};
+
+/// The architectures that are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// Stable Diffusion 1.x: one CLIP-L text encoder.
+    Sd15,
+    /// Stable Diffusion 2.x: one OpenCLIP ViT-H text encoder.
+    Sd21,
+    /// SDXL: two text encoders and size conditioning.
+    Sdxl,
+    /// The second stage of SDXL alone: one text encoder and an aesthetic score.
+    SdxlRefiner,
+}
+
+impl Family {
+    /// A short name for listings and replies.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sd15 => "sd15",
+            Self::Sd21 => "sd21",
+            Self::Sdxl => "sdxl",
+            Self::SdxlRefiner => "sdxl-refiner",
+        }
+    }
+}
+
+/// What a loaded model is, and what a request that leaves something open gets.
+#[derive(Clone, Debug)]
+pub struct ModelInfo {
+    /// The folder's name, or `builtin`.
+    pub name: String,
+    /// The architecture.
+    pub family: Family,
+    /// Side of the square pictures it was trained on.
+    pub native_size_px: usize,
+    /// Sides of what it can make are multiples of this; other sizes are rounded up and cropped.
+    pub multiple_px: usize,
+    /// Steps of a request that names none.
+    pub num_inference_steps: usize,
+    /// Guidance of a request that names none.
+    pub guidance_scale: f64,
+    /// Scheduler of a request that names none, by its diffusers class name.
+    pub scheduler: String,
+    /// `cpu`, or `cuda:0` and the like.
+    pub device: String,
+    /// The UNet takes a mask and a masked picture beside the latents (9 input channels).
+    pub inpainting_unet: bool,
+    /// The weights were never trained: pictures are noise.
+    pub random_weights: bool,
+}
+
+/// A LoRA to merge.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraChoice {
+    /// A safetensors file.
+    pub path: PathBuf,
+    /// What its difference is multiplied by: 1 is as trained.
+    pub scale: f64,
+    /// It distils the model to few steps with the LCM sampler; see [`LoraChoice::new`].
+    pub lcm: bool,
+}
+
+impl LoraChoice {
+    /// A LoRA whose file name says whether it is an LCM-LoRA: published ones carry no other sign of it.
+    pub fn new(path: impl Into<PathBuf>, scale: f64) -> Self {
+        let path = path.into();
+        let name = path.components().rev().take(2).map(|c| c.as_os_str().to_string_lossy().to_lowercase());
+        let lcm = name.into_iter().any(|n| n.contains("lcm"));
+        Self { path, scale, lcm }
+    }
+}
+
+/// A model on its device.
+#[derive(Debug)]
+pub struct Pipeline {
+    info: ModelInfo,
+    device: Device,
+    text_encoder: Option<TextEncoder>,
+    text_encoder_2: Option<TextEncoder>,
+    unet: UNet2DCondition,
+    vae: AutoencoderKl,
+    scheduler: SchedulerConfig,
+    force_zeros_for_empty_prompt: bool,
+    loras: MergedLoras,
+    lcm: bool,
+    refiner: Option<Refiner>,
+}
+
+/// SDXL's second stage: another UNet and text encoder over the same latents.
+#[derive(Debug)]
+struct Refiner {
+    text_encoder_2: TextEncoder,
+    unet: UNet2DCondition,
+    scheduler: SchedulerConfig,
+    /// The part of the schedule that the base model does.
+    starts_at: f64,
+}
+
+impl Pipeline {
+    /// What this model is, with the defaults that hold for the LoRAs merged now.
+    pub fn info(&self) -> ModelInfo {
+        let mut info = self.info.clone();
+        if self.lcm {
+            info.num_inference_steps = 4;
+            info.guidance_scale = 1.0;
+            info.scheduler = "LCMScheduler".to_owned();
+        }
+        info
+    }
+
+    /// Merges exactly these LoRAs into the weights, undoing whatever was merged before. On an error nothing changes.
+    ///
+    /// An LCM-LoRA among them makes the LCM sampler, 4 steps and a guidance of 1 the defaults.
+    pub fn set_loras(&mut self, choices: &[LoraChoice]) -> Result<Vec<LoraReport>> {
+        let files = choices.iter().map(|c| LoraFile::open(&c.path)).collect::<Result<Vec<_>>>()?;
+        let loras: Vec<_> = files.iter().zip(choices).map(|(file, choice)| (file, choice.scale)).collect();
+        let mut targets = vec![(Target::Unet, self.unet.weights())];
+        targets.extend(self.text_encoder.iter().map(|t| (Target::TextEncoder, t.weights())));
+        targets.extend(self.text_encoder_2.iter().map(|t| (Target::TextEncoder2, t.weights())));
+        let reports = self.loras.set(&targets, &loras)?;
+        self.lcm = choices.iter().any(|c| c.lcm);
+        Ok(reports)
+    }
+
+    /// Makes the picture of finished latents, at the size that was asked for.
+    pub fn decode(&self, denoising: &Denoising) -> Result<RgbImage> {
+        let latents = self.vae.unscale_latents(&denoising.latents)?;
+        let pixels = self.vae.decode(&latents)?.i(0)?;
+        let (rows, columns) = (denoising.height as usize, denoising.width as usize);
+        let pixels = pixels.narrow(0, 0, rows)?.narrow(1, 0, columns)?.contiguous()?;
+        let bytes = aquatint_kernels::rgb8(&pixels)?;
+        RgbImage::from_raw(denoising.width, denoising.height, bytes)
+            .ok_or_else(|| Error::invalid("the decoded picture does not have the size that was asked for"))
+    }
+
+    /// Start, all steps and decode in one go.
+    pub fn generate(&self, request: &GenerationRequest) -> Result<RgbImage> {
+        let mut denoising = self.start(request)?;
+        while !denoising.is_done() {
+            self.step(&mut denoising)?;
+        }
+        self.decode(&denoising)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::LoraChoice;
+
+    #[test]
+    fn an_lcm_lora_is_known_by_its_name_or_folder() {
+        assert!(LoraChoice::new("/loras/LCM-LoRA-sdxl.safetensors", 1.0).lcm);
+        assert!(LoraChoice::new("/loras/lcm-lora-sdv1-5/pytorch_lora_weights.safetensors", 1.0).lcm);
+        assert!(!LoraChoice::new("/lcm/models/loras/pixel-art.safetensors", 1.0).lcm);
+    }
+}

@@ -1,1 +1,12 @@
-//! (being written)
+//! From a prompt to what the denoiser is conditioned on: tokens, emphasis, the CLIP text encoders.
+
+pub mod clip;
+pub mod encoder;
+pub mod prompt;
+pub mod textual_inversion;
+pub mod tokenizer;
+mod vocabulary;
+
+pub use clip::ClipTextModel;
+pub use encoder::{Encoded, HiddenStates, Prompt, TextEncoder};
+pub use tokenizer::Tokenizer;

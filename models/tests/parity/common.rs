@@ -11,7 +11,8 @@ pub(crate) struct Fixture(SafetensorsFile);
 impl Fixture {
     /// Opens `tests/fixtures/{name}.safetensors`.
     pub(crate) fn open(name: &str) -> Self {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(format!("{name}.safetensors"));
+        let path =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(format!("{name}.safetensors"));
         Self(SafetensorsFile::open(path).unwrap())
     }
 

@@ -1,0 +1,98 @@
+//! Times one component on weights from a folder, and tells its peak memory:
+//!
+//!     component unet FOLDER SIDE BATCH RUNS       one UNet step on SIDE x SIDE latents
+//!     component vae FOLDER SIDE BATCH RUNS        one VAE decode of SIDE x SIDE latents
+//!
+//! Prints JSON: the milliseconds of each run, the mean of the output's magnitudes (for comparing with a peer's), the
+//! bytes of the weights and the process's peak resident bytes. `component.py` does the same with diffusers.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use aquatint_models::checkpoint::Weights;
+use aquatint_models::denoiser::{AddedConditioning, Conditioning, UNet2DCondition, UnetConfig};
+use aquatint_models::vae::AutoencoderKl;
+use candle_core::{DType, Device, Tensor};
+
+fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [kind, folder, side, batch, runs] = &args[..] else {
+        bail!("usage: component unet|vae FOLDER SIDE BATCH RUNS");
+    };
+    let (folder, side, batch, runs) = (Path::new(folder), side.parse()?, batch.parse()?, runs.parse()?);
+    let file = folder.join("diffusion_pytorch_model.safetensors");
+    let bytes = file.metadata().context("the weights")?.len();
+    let dtype = (bytes < 1 << 30).then_some(DType::F32);
+    let weights = Weights::open(kind, &[file], dtype, &Device::Cpu)?;
+    let config = std::fs::read(folder.join("config.json"))?;
+    let mut run: Box<dyn FnMut() -> Result<Tensor>> = match kind.as_str() {
+        "unet" => unet(serde_json::from_slice(&config)?, &weights, side, batch)?,
+        "vae" => vae(serde_json::from_slice(&config)?, &weights, side, batch)?,
+        other => bail!("{other}: unet or vae is timed"),
+    };
+    let mut milliseconds = Vec::new();
+    let mut magnitude = 0.0;
+    for _ in 0..runs {
+        let start = Instant::now();
+        let output = run()?;
+        milliseconds.push(start.elapsed().as_secs_f64() * 1e3);
+        magnitude = output.abs()?.mean_all()?.to_scalar::<f32>()?;
+    }
+    let peak_bytes = peak_resident_bytes()?;
+    let report = serde_json::json!({
+        "milliseconds": milliseconds, "magnitude": magnitude, "weights_bytes": bytes, "peak_bytes": peak_bytes,
+    });
+    println!("{report}");
+    Ok(())
+}
+
+/// The inputs are formulas, so that the peer can have the same: `sin(0.1 i)` over the elements in channels-first order.
+fn wave(shape: (usize, usize, usize, usize)) -> Result<Tensor> {
+    let (b, c, h, w) = shape;
+    let values: Vec<f32> = (0..b * c * h * w).map(|i| (0.1 * i as f32).sin()).collect();
+    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?.permute((0, 2, 3, 1))?.contiguous()?)
+}
+
+fn unet(
+    config: UnetConfig,
+    weights: &Weights,
+    side: usize,
+    batch: usize,
+) -> Result<Box<dyn FnMut() -> Result<Tensor>>> {
+    let latents = wave((batch, config.in_channels, side, side))?;
+    let channels = config.context_channels(0);
+    let time = config.addition_time_embed_dim.unwrap_or(0);
+    let pooled = config.projection_class_embeddings_input_dim.unwrap_or(0) - 6 * time;
+    let unet = UNet2DCondition::new(config, weights)?;
+    let conditioning = Conditioning {
+        prompt_embeds: wave((batch, 1, 77, channels))?.squeeze(3)?.reshape((batch, 77, channels))?,
+        added: Some(AddedConditioning {
+            pooled_prompt_embeds: wave((batch, 1, 1, pooled))?.reshape((batch, pooled))?,
+            time_ids: vec![vec![256.0, 256.0, 0.0, 0.0, 256.0, 256.0]; batch],
+        }),
+        guidance: None,
+    };
+    // diffusers computes the prompt's keys and values in every step: so does this, to compare like with like.
+    Ok(Box::new(move || Ok(unet.forward(&latents, &vec![500.0; batch], &unet.context(&conditioning)?)?)))
+}
+
+fn vae(
+    config: aquatint_models::vae::AutoencoderKlConfig,
+    weights: &Weights,
+    side: usize,
+    batch: usize,
+) -> Result<Box<dyn FnMut() -> Result<Tensor>>> {
+    let latents = wave((batch, config.latent_channels, side, side))?;
+    let vae = AutoencoderKl::new(config, weights)?;
+    Ok(Box::new(move || Ok(vae.decode(&latents)?)))
+}
+
+/// `VmHWM` of Linux.
+fn peak_resident_bytes() -> Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line =
+        status.lines().find_map(|l| l.strip_prefix("VmHWM:")).context("no VmHWM in /proc/self/status")?;
+    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
+    Ok(kib * 1024)
+}

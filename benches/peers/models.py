@@ -1,0 +1,55 @@
+"""Writes the models of the side-by-side timings and of the memory check, with random weights:
+
+    .ref/bin/python benches/peers/models.py OUT [unet-35m] [vae] [sdxl-unet]
+
+    unet-35m    an SDXL-architecture UNet of about 35 M parameters, f32
+    vae         SDXL's published AutoencoderKL config, f32
+    sdxl-unet   SDXL's published UNet config, 2.6 B parameters, f16 (5.1 GB)
+"""
+import json
+import pathlib
+import sys
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.numpy import save_file
+
+CROSS_DOWN, CROSS_UP = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
+SDXL = dict(
+    sample_size=128, in_channels=4, out_channels=4, layers_per_block=2, block_out_channels=[320, 640, 1280],
+    down_block_types=["DownBlock2D", CROSS_DOWN, CROSS_DOWN], up_block_types=[CROSS_UP, CROSS_UP, "UpBlock2D"],
+    transformer_layers_per_block=[1, 2, 10], attention_head_dim=[5, 10, 20], use_linear_projection=True, cross_attention_dim=2048,
+    addition_embed_type="text_time", addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816,
+)  # fmt: skip
+SMALL = SDXL | dict(
+    sample_size=32, block_out_channels=[64, 160, 256], transformer_layers_per_block=[1, 1, 2], attention_head_dim=[2, 5, 8],
+    cross_attention_dim=512, addition_time_embed_dim=64, projection_class_embeddings_input_dim=6 * 64 + 256,
+)  # fmt: skip
+VAE = dict(
+    in_channels=3, out_channels=3, latent_channels=4, block_out_channels=[128, 256, 512, 512], layers_per_block=2, sample_size=1024,
+    scaling_factor=0.13025, down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
+)  # fmt: skip
+MODELS = {"unet-35m": (UNet2DConditionModel, SMALL, np.float32), "vae": (AutoencoderKL, VAE, np.float32), "sdxl-unet": (UNet2DConditionModel, SDXL, np.float16)}
+
+
+def main(out, names):
+    rng = np.random.default_rng(0)
+    for name in names or MODELS:
+        model, config, dtype = MODELS[name]
+        folder = pathlib.Path(out) / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps({"_class_name": model.__name__} | config))
+        with torch.device("meta"):
+            shapes = {k: tuple(v.shape) for k, v in model(**config).state_dict().items()}
+        tensors = {}
+        for key, shape in shapes.items():
+            fan_in = int(np.prod(shape[1:])) if len(shape) > 1 else 1
+            t = rng.standard_normal(shape, dtype=np.float32)
+            t = 1 + 0.1 * t if key.endswith("weight") and len(shape) == 1 else t * (0.1 if len(shape) == 1 else fan_in**-0.5)
+            tensors[key] = t.astype(dtype)
+        save_file(tensors, folder / "diffusion_pytorch_model.safetensors")
+        print(f"{name}: {sum(t.size for t in tensors.values()) / 1e6:.1f} M parameters", flush=True)
+
+
+main(sys.argv[1], sys.argv[2:])

@@ -1,0 +1,78 @@
+//! The layers of one component, found by any name that LoRA files have for them.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::Target;
+use super::key::LayerName;
+use super::ldm_names::ldm_names;
+use super::matching::LayerShapes;
+
+/// The layers of a component by their names in files.
+pub(super) struct LayerNames<'a> {
+    shapes: &'a LayerShapes,
+    /// Names with underscores -> layers.
+    by_name: HashMap<String, &'a str>,
+    /// Layers in the order in which cloneofsimo/lora numbers them.
+    numbered: Vec<&'a str>,
+}
+
+impl<'a> LayerNames<'a> {
+    /// `feed_forward_last`: in which order a transformer block of the UNet lists its layers, see [`numbered`].
+    pub(super) fn new(target: Target, shapes: &'a LayerShapes, feed_forward_last: bool) -> Self {
+        let mut by_name = HashMap::new();
+        if target == Target::Unet {
+            by_name.extend(
+                ldm_names(shapes.keys()).into_iter().map(|(layer, ldm)| (ldm.replace('.', "_"), layer)),
+            );
+        }
+        for layer in shapes.keys() {
+            by_name.insert(layer.replace('.', "_"), layer.as_str());
+            // transformers 5 leaves `text_model.` out; checkpoints and LoRAs may or may not have it.
+            if target != Target::Unet {
+                let short = layer.strip_prefix("text_model.").unwrap_or(layer).replace('.', "_");
+                by_name.insert(format!("text_model_{short}"), layer.as_str());
+                by_name.insert(short, layer.as_str());
+            }
+        }
+        Self { shapes, by_name, numbered: numbered(target, shapes, feed_forward_last) }
+    }
+
+    /// The layer of this name, with its stored weight's shape.
+    pub(super) fn find(&self, name: &LayerName) -> Option<(&'a str, &'a [usize])> {
+        let layer = match name {
+            LayerName::Named(name) => *self.by_name.get(name)?,
+            LayerName::Numbered(number) => *self.numbered.get(*number)?,
+        };
+        Some((layer, self.shapes.get(layer)?))
+    }
+}
+
+/// The linear layers under cross attention and GEGLU (UNet) or CLIPAttention (text encoders), in the order of
+/// torch's `modules()`: the way down, the way up, the middle. A transformer block of diffusers listed attn1, ff, attn2
+/// when the format was made, and attn1, attn2, ff later.
+/// Source: `_find_modules_v2` in cloneofsimo/lora's `lora.py`.
+fn numbered(target: Target, shapes: &LayerShapes, feed_forward_last: bool) -> Vec<&str> {
+    let layers = |parent: &str, names: [&str; 4]| names.map(|name| format!("{parent}.{name}"));
+    let (first, layers) = if target == Target::Unet {
+        let [one, two] = ["attn1", "attn2"].map(|name| layers(name, ["to_q", "to_k", "to_v", "to_out.0"]));
+        let feed_forward = ["ff.net.0.proj".to_owned()];
+        let order: [&[String]; 3] =
+            if feed_forward_last { [&one, &two, &feed_forward] } else { [&one, &feed_forward, &two] };
+        (".attn1.to_q", order.concat())
+    } else {
+        (".self_attn.k_proj", layers("self_attn", ["k_proj", "v_proj", "q_proj", "out_proj"]).to_vec())
+    };
+    let blocks: BTreeMap<_, _> = shapes
+        .keys()
+        .filter_map(|layer| layer.strip_suffix(first))
+        .map(|block| (module_order(block), block))
+        .collect();
+    let names = blocks.values().flat_map(|block| layers.iter().map(move |layer| format!("{block}.{layer}")));
+    names.filter_map(|name| Some(shapes.get_key_value(&name)?.0.as_str())).collect()
+}
+
+/// Sorts as torch lists modules: numbers by value, the middle block last.
+fn module_order(block: &str) -> (bool, Vec<(usize, &str)>) {
+    let part = |s| str::parse(s).map_or((0, s), |n| (n, ""));
+    (block.starts_with("mid_block"), block.split('.').map(part).collect())
+}

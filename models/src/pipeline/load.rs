@@ -1,0 +1,306 @@
+//! Reading a model folder into a [`Pipeline`].
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device};
+use serde::Deserialize;
+
+use super::{Family, ModelInfo, Pipeline, Refiner, builtin};
+use crate::checkpoint::{ModelFolder, Weights};
+use crate::denoiser::{UNet2DCondition, UnetConfig};
+use crate::sampler::SamplerSettings;
+use crate::schedule::SchedulerConfig;
+use crate::text::TextEncoder;
+use crate::text::textual_inversion::TextualInversion;
+use crate::vae::AutoencoderKl;
+use crate::{Error, Result};
+
+/// Where a model comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModelSource {
+    /// The tiny model in the program itself.
+    Builtin,
+    /// A folder in the diffusers layout.
+    Folder(PathBuf),
+}
+
+/// What weights are held in. Arithmetic on the CPU is f32 whatever this says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// As the checkpoint stores them; small 16-bit components are widened once.
+    #[default]
+    Auto,
+    /// 32 bits.
+    Fp32,
+    /// 16 bits, 5 of them exponent.
+    Fp16,
+    /// 16 bits, 8 of them exponent.
+    Bf16,
+}
+
+impl Precision {
+    fn dtype(self) -> Option<DType> {
+        match self {
+            Self::Auto => None,
+            Self::Fp32 => Some(DType::F32),
+            Self::Fp16 => Some(DType::F16),
+            Self::Bf16 => Some(DType::BF16),
+        }
+    }
+}
+
+/// Which device to compute on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// A GPU where there is one, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The first GPU, or an error.
+    Cuda,
+}
+
+/// How to load a model.
+#[derive(Clone, Debug, Default)]
+pub struct LoadOptions {
+    /// What weights are held in.
+    pub precision: Precision,
+    /// Which device to compute on.
+    pub device: DeviceChoice,
+    /// A safetensors file whose UNet replaces the folder's.
+    pub unet: Option<PathBuf>,
+    /// A safetensors file, or a folder with a config beside it, whose VAE replaces the folder's.
+    pub vae: Option<PathBuf>,
+    /// A folder with SDXL's refiner, which does the last part of every schedule.
+    pub refiner: Option<PathBuf>,
+    /// The part of the schedule that the base model does before the refiner, 0.8 where it is not said.
+    pub refiner_starts_at: Option<f64>,
+    /// Textual inversions; each is asked for by its token, the file's name where it has none.
+    pub textual_inversions: Vec<PathBuf>,
+}
+
+/// `model_index.json`, as far as it matters here.
+#[derive(Debug, Deserialize)]
+struct ModelIndex {
+    _class_name: String,
+    #[serde(default = "yes")]
+    force_zeros_for_empty_prompt: bool,
+    #[serde(default)]
+    requires_aesthetics_score: bool,
+    /// Ours: the number of steps a model with no published habit looks best at.
+    default_num_inference_steps: Option<usize>,
+    default_guidance_scale: Option<f64>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Pipeline {
+    /// Loads a model onto its device.
+    ///
+    /// # Errors
+    /// Names the file that is missing, malformed or does not fit its config.
+    pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<Self> {
+        let device = device(options.device)?;
+        let folder = match source {
+            ModelSource::Builtin => builtin::folder(),
+            ModelSource::Folder(path) => ModelFolder::open(path)?,
+        };
+        let index: ModelIndex = folder.json("model_index.json")?;
+        let dtype = options.precision.dtype();
+        let unet = unet(&folder, options.unet.as_deref(), dtype, &device)?;
+        let family = family(&folder, &index, unet.config())?;
+        let encoder = |component: &str, tokenizer: &str| {
+            folder
+                .contains(&format!("{component}/config.json"))
+                .then(|| TextEncoder::load(&folder, component, tokenizer, dtype, &device))
+                .transpose()
+        };
+        let mut text_encoder =
+            if family == Family::SdxlRefiner { None } else { encoder("text_encoder", "tokenizer")? };
+        let mut text_encoder_2 = encoder("text_encoder_2", "tokenizer_2")?;
+        let missing = |name: &str| Error::file(folder.path(name), "this model needs it");
+        match family {
+            Family::Sd15 | Family::Sd21 if text_encoder.is_none() => return Err(missing("text_encoder")),
+            Family::Sdxl if text_encoder.is_none() => return Err(missing("text_encoder")),
+            Family::Sdxl | Family::SdxlRefiner if text_encoder_2.is_none() => {
+                return Err(missing("text_encoder_2"));
+            }
+            _ => {}
+        }
+        for path in &options.textual_inversions {
+            load_textual_inversion(path, text_encoder.as_mut(), text_encoder_2.as_mut())?;
+        }
+        let vae = match &options.vae {
+            None => AutoencoderKl::load(&folder, "vae", dtype, &device)?,
+            Some(path) => AutoencoderKl::load_file(path, folder.json("vae/config.json")?, dtype, &device)?,
+        };
+        let scheduler = scheduler(&folder, family)?;
+        let refiner = options
+            .refiner
+            .as_ref()
+            .map(|path| refiner(path, family, options, dtype, &device))
+            .transpose()?;
+        let lcm = scheduler.class_name.as_deref() == Some("LCMScheduler");
+        let (steps, guidance) = match family {
+            _ if lcm => (4, 8.5),
+            Family::Sd15 | Family::Sd21 => (50, 7.5),
+            Family::Sdxl | Family::SdxlRefiner => (50, 5.0),
+        };
+        let multiple_px = vae.downscale();
+        let info = ModelInfo {
+            name: folder.name(),
+            family,
+            native_size_px: unet.config().native_latent_size() * multiple_px,
+            multiple_px,
+            num_inference_steps: index.default_num_inference_steps.unwrap_or(steps),
+            guidance_scale: index.default_guidance_scale.unwrap_or(guidance),
+            scheduler: SamplerSettings::from_config(&scheduler)?.kind().class_name().to_owned(),
+            device: if device.is_cpu() { "cpu".to_owned() } else { "cuda:0".to_owned() },
+            inpainting_unet: unet.config().in_channels == 9,
+            random_weights: *source == ModelSource::Builtin,
+        };
+        Ok(Self {
+            info,
+            device,
+            text_encoder,
+            text_encoder_2,
+            unet,
+            vae,
+            scheduler,
+            force_zeros_for_empty_prompt: family != Family::Sd15
+                && family != Family::Sd21
+                && index.force_zeros_for_empty_prompt,
+            loras: Default::default(),
+            lcm: false,
+            refiner,
+        })
+    }
+}
+
+/// The one place that opens a device.
+fn device(choice: DeviceChoice) -> Result<Device> {
+    match choice {
+        DeviceChoice::Cpu => Ok(Device::Cpu),
+        DeviceChoice::Cuda => cuda(),
+        DeviceChoice::Auto => Ok(cuda().unwrap_or_else(|reason| {
+            tracing::info!("computing on the CPU: {reason}");
+            Device::Cpu
+        })),
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn cuda() -> Result<Device> {
+    Device::new_cuda_with_stream(0).map_err(|e| Error::invalid(format!("device cuda: no usable GPU: {e}")))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda() -> Result<Device> {
+    Err(Error::invalid("device cuda: this program was built without CUDA support, cpu is available"))
+}
+
+fn unet(
+    folder: &ModelFolder,
+    file: Option<&Path>,
+    dtype: Option<DType>,
+    device: &Device,
+) -> Result<UNet2DCondition> {
+    let config: UnetConfig = folder.json("unet/config.json")?;
+    let weights = match file {
+        None => folder.weights("unet", dtype, device)?,
+        Some(path) => Weights::open("unet", &[path.to_owned()], dtype, device)?,
+    };
+    UNet2DCondition::new(config, &weights)
+}
+
+fn family(folder: &ModelFolder, index: &ModelIndex, unet: &UnetConfig) -> Result<Family> {
+    let class = index._class_name.as_str();
+    let sdxl = class.starts_with("StableDiffusionXL");
+    let sd = class.starts_with("StableDiffusion") || class.starts_with("LatentConsistencyModel");
+    match (sdxl, unet.addition_embed_type.is_some()) {
+        (true, true) if index.requires_aesthetics_score => Ok(Family::SdxlRefiner),
+        (true, true) => Ok(Family::Sdxl),
+        (false, false) if sd && unet.context_channels(0) == 1024 => Ok(Family::Sd21),
+        (false, false) if sd => Ok(Family::Sd15),
+        _ => Err(Error::file(
+            folder.path("model_index.json"),
+            format!(
+                "_class_name is {class} with addition_embed_type {:?}: StableDiffusionPipeline, \
+                 LatentConsistencyModelPipeline and StableDiffusionXLPipeline (text_time), their Img2Img and Inpaint \
+                 kinds included, are supported",
+                unet.addition_embed_type
+            ),
+        )),
+    }
+}
+
+fn scheduler(folder: &ModelFolder, family: Family) -> Result<SchedulerConfig> {
+    let file = "scheduler/scheduler_config.json";
+    let config =
+        SchedulerConfig::from_json(&folder.read(file)?).map_err(|e| Error::file(folder.path(file), e))?;
+    Ok(match family {
+        Family::Sd15 | Family::Sd21 => config.corrected_for_stable_diffusion(),
+        Family::Sdxl | Family::SdxlRefiner => config,
+    })
+}
+
+fn refiner(
+    path: &Path,
+    base: Family,
+    options: &LoadOptions,
+    dtype: Option<DType>,
+    device: &Device,
+) -> Result<Refiner> {
+    if base != Family::Sdxl {
+        let text = format!("a refiner is SDXL's second stage, this model is {}", base.name());
+        return Err(Error::file(path, text));
+    }
+    let folder = ModelFolder::open(path)?;
+    let index: ModelIndex = folder.json("model_index.json")?;
+    let unet = unet(&folder, None, dtype, device)?;
+    if family(&folder, &index, unet.config())? != Family::SdxlRefiner {
+        return Err(Error::file(
+            path,
+            "this is no refiner: its model_index.json lacks requires_aesthetics_score",
+        ));
+    }
+    let starts_at = options.refiner_starts_at.unwrap_or(0.8);
+    if !(starts_at > 0.0 && starts_at < 1.0) {
+        return Err(Error::invalid(format!(
+            "the refiner starts at {starts_at}: a part between 0 and 1 is allowed"
+        )));
+    }
+    Ok(Refiner {
+        text_encoder_2: TextEncoder::load(&folder, "text_encoder_2", "tokenizer_2", dtype, device)?,
+        unet,
+        scheduler: scheduler(&folder, Family::SdxlRefiner)?,
+        starts_at,
+    })
+}
+
+/// Adds a textual inversion to each encoder that it has vectors for.
+fn load_textual_inversion(
+    path: &Path,
+    first: Option<&mut TextEncoder>,
+    second: Option<&mut TextEncoder>,
+) -> Result<()> {
+    let inversion = TextualInversion::open(path)?;
+    let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned());
+    let Some(token) = inversion.token.clone().or(stem) else {
+        return Err(Error::file(path, "neither the file nor its name says which token it is"));
+    };
+    let mut added = false;
+    for (encoder, vectors) in [(first, &inversion.text_encoder), (second, &inversion.text_encoder_2)] {
+        if let (Some(encoder), Some(vectors)) = (encoder, vectors) {
+            encoder.add_textual_inversion(&token, vectors).map_err(|e| Error::file(path, e))?;
+            added = true;
+        }
+    }
+    if !added {
+        return Err(Error::file(path, "it has vectors for none of this model's text encoders"));
+    }
+    Ok(())
+}

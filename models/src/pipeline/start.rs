@@ -1,0 +1,180 @@
+//! From a request to the first latents.
+
+use candle_core::{D, Tensor};
+use image::{GrayImage, RgbImage};
+
+use super::denoising::{Inpaint, Stage};
+use super::{Denoising, GenerationRequest, Mode, Pipeline};
+use crate::noise::TorchGenerator;
+use crate::sampler::{Sampler, SamplerSettings};
+use crate::schedule::SchedulerConfig;
+use crate::vae::picture;
+use crate::{Error, Result};
+
+/// The largest side of a picture: beyond it attention over pixels is no longer a sensible request.
+const MAX_SIDE_PX: usize = 4096;
+
+impl Pipeline {
+    /// Checks a request, encodes its prompts and draws or encodes its first latents.
+    ///
+    /// Random values are drawn in diffusers' order: a picture's latents, the noise, the masked picture's latents.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] names the field, its value and what is allowed.
+    pub fn start(&self, request: &GenerationRequest) -> Result<Denoising> {
+        let info = self.info();
+        let (width, height) =
+            (request.width.unwrap_or(info.native_size_px), request.height.unwrap_or(info.native_size_px));
+        for (name, side) in [("width", width), ("height", height)] {
+            if side == 0 || side > MAX_SIDE_PX {
+                return Err(Error::invalid(format!(
+                    "{name} is {side}: 1 to {MAX_SIDE_PX} pixels are allowed"
+                )));
+            }
+        }
+        let steps = request.num_inference_steps.unwrap_or(info.num_inference_steps);
+        let guidance_scale = request.guidance_scale.unwrap_or(info.guidance_scale);
+        if !guidance_scale.is_finite() || !(0.0..=100.0).contains(&guidance_scale) {
+            return Err(Error::invalid(format!("guidance_scale is {guidance_scale}: 0 to 100 is allowed")));
+        }
+        let guided = guidance_scale > 1.0 && self.unet.config().time_cond_proj_dim.is_none();
+        let rounded = |side: usize| side.next_multiple_of(info.multiple_px);
+        let (rows, columns) = (rounded(height), rounded(width));
+
+        let name = request.scheduler.as_deref().or(self.lcm.then_some("LCMScheduler"));
+        let mut sampler = sampler(name, &self.scheduler, steps)?;
+        if let Mode::ImageToImage { strength, .. } | Mode::Inpaint { strength, .. } = request.mode {
+            start_at_strength(&mut sampler, strength)?;
+        }
+        let refiner = self.start_refiner(request, &mut sampler, steps, guidance_scale, (rows, columns))?;
+        let context = self.context(request, guidance_scale, guided, (rows, columns))?;
+        let mut noise = TorchGenerator::new(request.seed);
+        let (latents, inpaint) = self.first_latents(request, &sampler, &mut noise, rows, columns)?;
+        let guidance_scale = guided.then_some(guidance_scale);
+        Ok(Denoising {
+            width: width as u32,
+            height: height as u32,
+            latents,
+            noise,
+            stage: Stage { sampler, context, guidance_scale, refining: false },
+            refiner,
+            inpaint,
+            done: 0,
+        })
+    }
+
+    /// Cuts the base's schedule where the refiner takes over, and prepares the refiner's share.
+    fn start_refiner(
+        &self,
+        request: &GenerationRequest,
+        base: &mut Sampler,
+        steps: usize,
+        guidance_scale: f64,
+        size: (usize, usize),
+    ) -> Result<Option<Stage>> {
+        let Some(refiner) = &self.refiner else { return Ok(None) };
+        base.end_at(base.index_of_denoising_end(refiner.starts_at));
+        let mut sampler = sampler(request.scheduler.as_deref(), &refiner.scheduler, steps)?;
+        sampler.start_at(sampler.index_of_denoising_start(refiner.starts_at));
+        let guided = guidance_scale > 1.0;
+        let context = self.refiner_context(refiner, request, guided, size)?;
+        Ok(Some(Stage { sampler, context, guidance_scale: guided.then_some(guidance_scale), refining: true }))
+    }
+
+    fn first_latents(
+        &self,
+        request: &GenerationRequest,
+        sampler: &Sampler,
+        noise: &mut TorchGenerator,
+        rows: usize,
+        columns: usize,
+    ) -> Result<(Tensor, Option<Inpaint>)> {
+        let channels = self.vae.config().latent_channels;
+        let scale = self.vae.downscale();
+        let mut draw = || noise.latents(channels, rows / scale, columns / scale, &self.device);
+        let inpainting_unet = self.unet.config().in_channels == 2 * channels + 1;
+        match &request.mode {
+            Mode::TextToImage if inpainting_unet => {
+                Err(Error::invalid("this model is for inpainting: an image and a mask are needed"))
+            }
+            Mode::ImageToImage { .. } if inpainting_unet => {
+                Err(Error::invalid("this model is for inpainting: a mask is needed beside the image"))
+            }
+            Mode::TextToImage => Ok(((draw()? * sampler.init_noise_sigma())?, None)),
+            Mode::ImageToImage { image, .. } => {
+                let pixels = self.pixels(image, rows, columns)?;
+                let latents = self.vae.scale_latents(&self.vae.encode(&pixels)?.sample(&draw()?)?)?;
+                Ok((sampler.add_noise(&latents, &draw()?, sampler.position())?, None))
+            }
+            Mode::Inpaint { image, mask, strength } => {
+                let pixels = self.pixels(image, rows, columns)?;
+                let mask = self.mask(mask, rows, columns)?;
+                let from_noise = *strength >= 1.0;
+                let image_latents = if !inpainting_unet || !from_noise {
+                    Some(self.vae.scale_latents(&self.vae.encode(&pixels)?.sample(&draw()?)?)?)
+                } else {
+                    None
+                };
+                let noise = draw()?;
+                let latents = match &image_latents {
+                    Some(image_latents) if !from_noise => {
+                        sampler.add_noise(image_latents, &noise, sampler.position())?
+                    }
+                    _ => (&noise * sampler.init_noise_sigma())?,
+                };
+                // diffusers encodes the masked picture in both kinds, and so draws in both.
+                let third = draw()?;
+                let small_mask = picture::mask_to_latents(&mask, scale)?;
+                let inpaint = match image_latents {
+                    Some(image_latents) if !inpainting_unet => {
+                        Inpaint::Blend { mask: small_mask, image_latents, noise }
+                    }
+                    _ => {
+                        let masked = picture::masked_image(&pixels, &mask)?;
+                        let masked = self.vae.scale_latents(&self.vae.encode(&masked)?.sample(&third)?)?;
+                        Inpaint::Concatenate(Tensor::cat(&[&small_mask, &masked], D::Minus1)?)
+                    }
+                };
+                Ok((latents, Some(inpaint)))
+            }
+        }
+    }
+
+    /// `(1, rows, columns, 3)` in -1..1.
+    fn pixels(&self, image: &RgbImage, rows: usize, columns: usize) -> Result<Tensor> {
+        if image.dimensions() == (columns as u32, rows as u32) {
+            return picture::from_picture(image, &self.device);
+        }
+        picture::from_picture(&picture::resize(image, columns, rows)?, &self.device)
+    }
+
+    /// `(1, rows, columns, 1)`: 1 is repainted.
+    fn mask(&self, mask: &GrayImage, rows: usize, columns: usize) -> Result<Tensor> {
+        if mask.dimensions() == (columns as u32, rows as u32) {
+            return picture::from_mask(mask, &self.device);
+        }
+        picture::from_mask(&picture::resize_mask(mask, columns, rows)?, &self.device)
+    }
+}
+
+fn sampler(name: Option<&str>, base: &SchedulerConfig, steps: usize) -> Result<Sampler> {
+    match name {
+        Some(name) => SamplerSettings::named(name, base)?.sampler(steps),
+        None => SamplerSettings::from_config(base)?.sampler(steps),
+    }
+}
+
+/// Leaves out the part of the schedule that an initial picture has behind it.
+fn start_at_strength(sampler: &mut Sampler, strength: f64) -> Result<()> {
+    if !(0.0..=1.0).contains(&strength) {
+        return Err(Error::invalid(format!("strength is {strength}: 0 to 1 is allowed")));
+    }
+    let start = sampler.index_of_strength(strength);
+    if start >= sampler.len() {
+        return Err(Error::invalid(format!(
+            "strength {strength} leaves no step: strength * num_inference_steps must be at least 1"
+        )));
+    }
+    sampler.start_at(start);
+    Ok(())
+}

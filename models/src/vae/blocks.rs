@@ -1,0 +1,240 @@
+//! Encoder and decoder of the latent diffusion VAE, smallest parts first.
+//!
+//! Source: Rombach et al. 2022; diffusers' `autoencoders/vae.py` and `unet_2d_blocks.py`, whose keys these are.
+
+use std::sync::Arc;
+
+use aquatint_kernels::attention::Mask;
+use aquatint_kernels::{attention, upsample_nearest};
+use candle_core::Tensor;
+
+use super::AutoencoderKlConfig;
+use crate::Result;
+use crate::checkpoint::Weights;
+use crate::layers::{Activation, Conv2d, GroupNorm, Linear, Padding};
+
+/// Epsilon of every normalisation.
+const EPS: f64 = 1e-6;
+
+/// `x + conv(silu(norm(conv(silu(norm(x))))))`; a 1x1 convolution fits `x` where the channels change.
+#[derive(Debug)]
+struct ResnetBlock {
+    norm1: GroupNorm,
+    conv1: Arc<Conv2d>,
+    norm2: GroupNorm,
+    conv2: Arc<Conv2d>,
+    conv_shortcut: Option<Arc<Conv2d>>,
+}
+
+impl ResnetBlock {
+    fn new(from: usize, to: usize, groups: usize, weights: &Weights) -> Result<Self> {
+        let shortcut = || weights.conv2d("conv_shortcut", from, to, 1, 1, Padding::default());
+        Ok(Self {
+            norm1: weights.group_norm("norm1", groups, from, EPS)?,
+            conv1: weights.conv2d("conv1", from, to, 3, 1, Padding::same(1))?,
+            norm2: weights.group_norm("norm2", groups, to, EPS)?,
+            conv2: weights.conv2d("conv2", to, to, 3, 1, Padding::same(1))?,
+            conv_shortcut: (from != to).then(shortcut).transpose()?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let h = self.conv1.forward(&self.norm1.forward(x, Activation::Silu)?)?;
+        let h = self.norm2.forward(&h, Activation::Silu)?;
+        let residual = match &self.conv_shortcut {
+            Some(conv) => conv.forward(x)?,
+            None => x.clone(),
+        };
+        Ok(self.conv2.forward_with(&h, None, Some(&residual))?)
+    }
+}
+
+/// `count` residual blocks, of which the first changes the channels.
+fn resnets(
+    from: usize,
+    to: usize,
+    count: usize,
+    groups: usize,
+    weights: &Weights,
+) -> Result<Vec<ResnetBlock>> {
+    let one = |i: usize| ResnetBlock::new(if i == 0 { from } else { to }, to, groups, &weights.pp(i));
+    (0..count).map(one).collect()
+}
+
+/// Every position attends to every other, in one head of all channels.
+#[derive(Debug)]
+struct AttentionBlock {
+    group_norm: GroupNorm,
+    to_q: Arc<Linear>,
+    to_k: Arc<Linear>,
+    to_v: Arc<Linear>,
+    to_out: Arc<Linear>,
+}
+
+impl AttentionBlock {
+    fn new(channels: usize, groups: usize, weights: &Weights) -> Result<Self> {
+        // The first published VAEs have other names, and projections stored as 1x1 convolutions.
+        let linear = |name: &str, old: &str| {
+            let is_old =
+                !weights.contains(&format!("{name}.weight")) && weights.contains(&format!("{old}.weight"));
+            weights.linear(if is_old { old } else { name }, channels, channels, true)
+        };
+        Ok(Self {
+            group_norm: weights.group_norm("group_norm", groups, channels, EPS)?,
+            to_q: linear("to_q", "query")?,
+            to_k: linear("to_k", "key")?,
+            to_v: linear("to_v", "value")?,
+            to_out: linear("to_out.0", "proj_attn")?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (batch, height, width, channels) = x.dims4()?;
+        let residual = x.reshape((batch, height * width, channels))?;
+        let h = self.group_norm.forward(&residual, Activation::None)?;
+        let (q, k, v) = (self.to_q.forward(&h)?, self.to_k.forward(&h)?, self.to_v.forward(&h)?);
+        let h = attention(&q, &k, &v, 1, Mask::None)?;
+        let y = self.to_out.forward_with(&h, Activation::None, Some(&residual))?;
+        Ok(y.reshape((batch, height, width, channels))?)
+    }
+}
+
+/// A residual block on either side of the attention.
+#[derive(Debug)]
+struct MidBlock {
+    resnets: Vec<ResnetBlock>,
+    attention: Option<AttentionBlock>,
+}
+
+impl MidBlock {
+    fn new(config: &AutoencoderKlConfig, channels: usize, weights: &Weights) -> Result<Self> {
+        let groups = config.norm_num_groups;
+        let attention = || AttentionBlock::new(channels, groups, &weights.pp("attentions.0"));
+        Ok(Self {
+            resnets: resnets(channels, channels, 2, groups, &weights.pp("resnets"))?,
+            attention: config.mid_block_add_attention.then(attention).transpose()?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let mut h = x.clone();
+        for (i, resnet) in self.resnets.iter().enumerate() {
+            h = resnet.forward(&h)?;
+            if let (0, Some(attention)) = (i, &self.attention) {
+                h = attention.forward(&h)?;
+            }
+        }
+        Ok(h)
+    }
+}
+
+/// Residual blocks, then the convolution that goes with halving or doubling the sides.
+#[derive(Debug)]
+struct Stage {
+    resnets: Vec<ResnetBlock>,
+    resample: Option<Arc<Conv2d>>,
+}
+
+/// A picture to the moments of its latents.
+#[derive(Debug)]
+pub(super) struct Encoder {
+    conv_in: Arc<Conv2d>,
+    down_blocks: Vec<Stage>,
+    mid_block: MidBlock,
+    conv_norm_out: GroupNorm,
+    conv_out: Arc<Conv2d>,
+}
+
+impl Encoder {
+    /// `config` has been checked.
+    pub(super) fn new(config: &AutoencoderKlConfig, weights: &Weights) -> Result<Self> {
+        let (channels, groups) = (&config.block_out_channels, config.norm_num_groups);
+        let (first, last) = (channels[0], channels[channels.len() - 1]);
+        let mut down_blocks = Vec::new();
+        for (i, &to) in channels.iter().enumerate() {
+            let here = weights.pp(format!("down_blocks.{i}"));
+            let from = if i == 0 { first } else { channels[i - 1] };
+            let halve = || here.conv2d("downsamplers.0.conv", to, to, 3, 2, Padding::bottom_right());
+            down_blocks.push(Stage {
+                resnets: resnets(from, to, config.layers_per_block, groups, &here.pp("resnets"))?,
+                resample: (i + 1 < channels.len()).then(halve).transpose()?,
+            });
+        }
+        Ok(Self {
+            conv_in: weights.conv2d("conv_in", config.in_channels, first, 3, 1, Padding::same(1))?,
+            down_blocks,
+            mid_block: MidBlock::new(config, last, &weights.pp("mid_block"))?,
+            conv_norm_out: weights.group_norm("conv_norm_out", groups, last, EPS)?,
+            conv_out: weights.conv2d("conv_out", last, 2 * config.latent_channels, 3, 1, Padding::same(1))?,
+        })
+    }
+
+    /// `x`: `(batch, height, width, 3)` in -1..1; returns `(batch, height / d, width / d, 2 * latent_channels)`:
+    /// means, then logarithms of variances.
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let mut h = self.conv_in.forward(x)?;
+        for block in &self.down_blocks {
+            for resnet in &block.resnets {
+                h = resnet.forward(&h)?;
+            }
+            if let Some(halve) = &block.resample {
+                h = halve.forward(&h)?;
+            }
+        }
+        let h = self.mid_block.forward(&h)?;
+        Ok(self.conv_out.forward(&self.conv_norm_out.forward(&h, Activation::Silu)?)?)
+    }
+}
+
+/// Latents to a picture.
+#[derive(Debug)]
+pub(super) struct Decoder {
+    conv_in: Arc<Conv2d>,
+    mid_block: MidBlock,
+    up_blocks: Vec<Stage>,
+    conv_norm_out: GroupNorm,
+    conv_out: Arc<Conv2d>,
+}
+
+impl Decoder {
+    /// `config` has been checked.
+    pub(super) fn new(config: &AutoencoderKlConfig, weights: &Weights) -> Result<Self> {
+        let (channels, groups) = (&config.block_out_channels, config.norm_num_groups);
+        let (first, last) = (channels[0], channels[channels.len() - 1]);
+        let mut up_blocks = Vec::new();
+        let mut from = last;
+        for (i, &to) in channels.iter().rev().enumerate() {
+            let here = weights.pp(format!("up_blocks.{i}"));
+            let double = || here.conv2d("upsamplers.0.conv", to, to, 3, 1, Padding::same(1));
+            up_blocks.push(Stage {
+                resnets: resnets(from, to, config.layers_per_block + 1, groups, &here.pp("resnets"))?,
+                resample: (i + 1 < channels.len()).then(double).transpose()?,
+            });
+            from = to;
+        }
+        Ok(Self {
+            conv_in: weights.conv2d("conv_in", config.latent_channels, last, 3, 1, Padding::same(1))?,
+            mid_block: MidBlock::new(config, last, &weights.pp("mid_block"))?,
+            up_blocks,
+            conv_norm_out: weights.group_norm("conv_norm_out", groups, first, EPS)?,
+            conv_out: weights.conv2d("conv_out", first, config.out_channels, 3, 1, Padding::same(1))?,
+        })
+    }
+
+    /// `z`: `(batch, height, width, latent_channels)`, unscaled; returns `(batch, height * d, width * d, 3)`, about
+    /// -1..1.
+    pub(super) fn forward(&self, z: &Tensor) -> Result<Tensor> {
+        let mut h = self.mid_block.forward(&self.conv_in.forward(z)?)?;
+        for block in &self.up_blocks {
+            for resnet in &block.resnets {
+                h = resnet.forward(&h)?;
+            }
+            if let Some(conv) = &block.resample {
+                let (_, height, width, _) = h.dims4()?;
+                h = upsample_nearest(&h, 2 * height, 2 * width)?;
+                h = conv.forward(&h)?;
+            }
+        }
+        Ok(self.conv_out.forward(&self.conv_norm_out.forward(&h, Activation::Silu)?)?)
+    }
+}

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Everything that does not fit a quick run: the fixtures are recorded again and must come out the same, the timings
+# against PyTorch, and the memory of a full-width SDXL step. Needs Python 3.11 or newer, gcc, 2 GB for the reference
+# environment, 8 GB of disk and 8 GB of memory. About half an hour on two cores.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+scripts/test.sh
+scripts/reference-env.sh
+echo '== fixtures, recorded again'
+export HF_HUB_OFFLINE=1
+for script in models/tests/reference/*.py; do
+    case "$script" in */synthetic.py) continue ;; esac
+    .ref/bin/python "$script" >/dev/null
+done
+cargo test --workspace --quiet --test parity
+git diff --stat -- models/tests/fixtures
+echo '== side by side with PyTorch'
+benches/peers/side-by-side.sh
+echo '== memory of a full-width SDXL step'
+scripts/memory-check.sh

@@ -1,0 +1,102 @@
+//! `GET /health` and `GET /benchmark`.
+
+use crate::engine::GenerationRequest;
+use axum::Json;
+use axum::extract::State;
+use serde_json::{Map, Value, json};
+
+use super::overrides::{default_guidance_scale, default_scheduler, default_steps};
+use super::{Wording, pictures, refusal, sizes};
+use crate::api::App;
+use crate::api::fastapi::ApiError;
+use crate::engine::{ModelInfo, Phase, Work};
+
+/// What the server is doing. Answers at once, also while the model loads or paints.
+pub async fn health(State(app): State<App>) -> Json<Value> {
+    let status = app.engine.status();
+    let (state, model) = match &status.phase {
+        Phase::Loading => ("loading", None),
+        Phase::Ready(model) => ("ready", Some(&**model)),
+        Phase::Failed(_) => ("failed", None),
+    };
+    let running = status
+        .running
+        .map(|r| json!({"picture": r.picture, "pictures": r.pictures, "step": r.step, "steps": r.steps}));
+    Json(json!({
+        "status": "healthy",
+        "state": state,
+        // A text at all times: clients look for "cuda" in it.
+        "device": model.map_or("loading", |m| &m.device),
+        "model": model.map(|m| &m.name),
+        "family": model.map(|m| m.family.name()),
+        "random_weights": model.map(|m| m.random_weights),
+        "optimizations": {
+            "steps": model.map(|m| default_steps(&app, app.lcm).unwrap_or(m.num_inference_steps)),
+            "guidance_scale": model.map(|m| default_guidance_scale(&app, app.lcm).unwrap_or(m.guidance_scale)),
+            "scheduler": model.map(|m| default_scheduler(&app, app.lcm).unwrap_or_else(|| m.scheduler.clone())),
+            "memory_optimizations": [],
+        },
+        "size_table": model.map(size_table),
+        "loras": app.loras.names().collect::<Vec<_>>(),
+        "queue": app.queue.depth(),
+        "running": running,
+        "version": env!("CARGO_PKG_VERSION"),
+    }))
+}
+
+/// The sizes as this model makes them.
+fn size_table(model: &ModelInfo) -> Value {
+    let table = |high| -> Map<String, Value> {
+        let entry = |ratio| {
+            let (width, height) = sizes::for_model(sizes::size(ratio, high)?, model);
+            Some((ratio.to_owned(), json!([width, height])))
+        };
+        sizes::ratios().filter_map(entry).collect()
+    };
+    let note = if sizes::is_scaled(model) {
+        format!("scaled to the {0}x{0} pixels that this model was trained on", model.native_size_px)
+    } else {
+        "as documented".to_owned()
+    };
+    json!({"note": note, "standard": table(false), "high": table(true)})
+}
+
+const BENCHMARK_PROMPT: &str = "a photograph of a lighthouse on a cliff at sunset";
+
+const WORDING: Wording = Wording {
+    out_of_memory: "GPU memory insufficient. Try reducing steps or image size.",
+    failed: "Benchmark failed",
+};
+
+/// Makes one picture of the model's own size with the defaults and a fixed seed, and tells how long it took.
+pub async fn benchmark(State(app): State<App>) -> Result<Json<Value>, ApiError> {
+    let place = app.queue.admit()?;
+    let model = app.engine.model().await.map_err(|error| refusal(error, &WORDING))?;
+    let mut request = GenerationRequest::new(BENCHMARK_PROMPT, 0);
+    request.num_inference_steps = default_steps(&app, app.lcm);
+    request.guidance_scale = default_guidance_scale(&app, app.lcm);
+    request.scheduler = default_scheduler(&app, app.lcm);
+    let work = Work { requests: vec![request], loras: Vec::new() };
+    let made = pictures(&app, place, work, &WORDING).await?;
+    let seconds = made.iter().map(|p| p.elapsed_ms).sum::<f64>() / 1e3;
+    let recipe = made.first().map(|p| &p.recipe);
+    Ok(Json(json!({
+        "benchmark": "text-to-image",
+        "prompt": BENCHMARK_PROMPT,
+        "generation_time_seconds": (seconds * 1e3).round() / 1e3,
+        "steps": recipe.map(|r| r.num_inference_steps),
+        "device": model.device,
+        "guidance_scale": recipe.map(|r| r.guidance_scale),
+        "images_generated": made.len(),
+        "performance_rating": rating(seconds),
+    })))
+}
+
+fn rating(seconds: f64) -> &'static str {
+    match seconds {
+        s if s < 5.0 => "excellent",
+        s if s < 15.0 => "good",
+        s if s < 60.0 => "fair",
+        _ => "slow",
+    }
+}

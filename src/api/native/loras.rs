@@ -1,0 +1,38 @@
+//! The LoRAs that requests may name: keys of a list made at start, never parts of a path.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// LoRA files by name.
+#[derive(Clone, Debug, Default)]
+pub struct LoraRegistry {
+    files: BTreeMap<String, PathBuf>,
+}
+
+impl LoraRegistry {
+    /// Every `*.safetensors` in a folder, under its name without the extension.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn scan(folder: &Path) -> std::io::Result<Self> {
+        let mut files = BTreeMap::new();
+        for entry in std::fs::read_dir(folder)? {
+            let path = entry?.path();
+            let is_lora = path.is_file() && path.extension().is_some_and(|e| e == "safetensors");
+            if let (true, Some(name)) = (is_lora, path.file_stem().and_then(|n| n.to_str())) {
+                files.insert(name.to_owned(), path.clone());
+            }
+        }
+        Ok(Self { files })
+    }
+
+    /// The file of a name.
+    pub fn get(&self, name: &str) -> Option<&Path> {
+        self.files.get(name).map(PathBuf::as_path)
+    }
+
+    /// All names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.files.keys().map(String::as_str)
+    }
+}

@@ -1,0 +1,74 @@
+//! A job, where it comes from, and the loop that makes one picture.
+
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use image::RgbImage;
+use tokio::sync::oneshot;
+
+use super::recipe::Recipe;
+use super::{Backend, Denoising, EngineError, GenerationRequest, LoraChoice};
+
+/// What a caller wants.
+#[derive(Clone, Debug)]
+pub struct Work {
+    /// The pictures, made in this order.
+    pub requests: Vec<GenerationRequest>,
+    /// LoRAs for all of them, beyond those the server was started with.
+    pub loras: Vec<LoraChoice>,
+}
+
+/// What a job gives.
+pub type Reply = Result<Vec<Picture>, EngineError>;
+
+/// Work on its way through the queue.
+pub struct Job {
+    /// What is wanted.
+    pub work: Work,
+    /// Where the pictures go. When its other end is gone, so is the caller, and the job is dropped.
+    pub reply: oneshot::Sender<Reply>,
+    /// The place in the queue; dropped with the job, whatever becomes of it.
+    pub place: Box<dyn Send + Sync>,
+}
+
+/// Where the engine gets its jobs.
+pub trait JobSource: Send + Sync {
+    /// Waits for the next job; `None` when there will be no more. Each call also says that the last job is done.
+    fn next(&self) -> Option<Job>;
+}
+
+/// A picture and how to make it again.
+#[derive(Clone, Debug)]
+pub struct Picture {
+    /// The pixels.
+    pub image: RgbImage,
+    /// Everything that determined them.
+    pub recipe: Recipe,
+    /// Time from the prompt to the pixels.
+    pub elapsed_ms: f64,
+}
+
+/// Makes one picture. `on_step` hears `(steps taken, steps in all)` before every step and before the decoding, and
+/// can end it there. `loras` are those merged into the backend, for the recipe.
+pub fn make<B: Backend>(
+    backend: &B,
+    request: &GenerationRequest,
+    loras: &[LoraChoice],
+    on_step: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+) -> Result<Picture, EngineError> {
+    let started = Instant::now();
+    let mut denoising = backend.start(request)?;
+    loop {
+        let (position, steps) = (denoising.position(), denoising.steps());
+        if on_step(position, steps).is_break() {
+            return Err(EngineError::Cancelled);
+        }
+        if position >= steps {
+            break;
+        }
+        backend.step(&mut denoising)?;
+    }
+    let image = backend.decode(&denoising)?;
+    let recipe = Recipe::new(request, (image.width(), image.height()), &backend.info(), loras);
+    Ok(Picture { image, recipe, elapsed_ms: started.elapsed().as_secs_f64() * 1e3 })
+}

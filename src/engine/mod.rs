@@ -1,0 +1,14 @@
+//! The thread that owns the device, and what it does with a job.
+
+pub mod backend;
+pub mod error;
+pub mod job;
+pub mod pipeline;
+pub mod recipe;
+mod thread;
+
+pub use aquatint_models::pipeline::{GenerationRequest, LoraChoice, Mode, ModelInfo};
+pub use backend::{Backend, Denoising};
+pub use error::EngineError;
+pub use job::{Job, JobSource, Picture, Reply, Work, make};
+pub use thread::{Engine, Phase, Running, Status};

@@ -1,0 +1,64 @@
+//! The real backend: `aquatint_models`' pipeline.
+
+use std::path::Path;
+
+use aquatint_models::pipeline::{self, LoadOptions, ModelSource, Pipeline};
+use image::RgbImage;
+
+use super::{Backend, Denoising, EngineError, GenerationRequest, LoraChoice, ModelInfo};
+
+/// A pipeline on its device.
+pub struct PipelineBackend {
+    pipeline: Pipeline,
+}
+
+impl PipelineBackend {
+    /// Reads the model's files.
+    pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<Self, EngineError> {
+        Ok(Self { pipeline: Pipeline::load(source, options)? })
+    }
+}
+
+impl Backend for PipelineBackend {
+    type Denoising = pipeline::Denoising;
+
+    fn info(&self) -> ModelInfo {
+        let info = self.pipeline.info();
+        // Clients read the name, and the rest of the path is none of their business.
+        let name = Path::new(&info.name).file_name().map(|name| name.to_string_lossy().into_owned());
+        ModelInfo { name: name.unwrap_or(info.name), ..info }
+    }
+
+    fn set_loras(&mut self, loras: &[LoraChoice]) -> Result<(), EngineError> {
+        for report in self.pipeline.set_loras(loras)? {
+            let (path, layers, unmatched) = (report.path.display(), report.layers, report.unmatched.len());
+            tracing::info!(%path, format = ?report.format, layers, matched = report.matched, unmatched, "LoRA merged");
+            if let Some(example) = report.unmatched.first() {
+                tracing::warn!(%path, unmatched, example, "a part of the LoRA does not fit this model");
+            }
+        }
+        Ok(())
+    }
+
+    fn start(&self, request: &GenerationRequest) -> Result<Self::Denoising, EngineError> {
+        Ok(self.pipeline.start(request)?)
+    }
+
+    fn step(&self, denoising: &mut Self::Denoising) -> Result<(), EngineError> {
+        Ok(self.pipeline.step(denoising)?)
+    }
+
+    fn decode(&self, denoising: &Self::Denoising) -> Result<RgbImage, EngineError> {
+        Ok(self.pipeline.decode(denoising)?)
+    }
+}
+
+impl Denoising for pipeline::Denoising {
+    fn steps(&self) -> usize {
+        self.steps()
+    }
+
+    fn position(&self) -> usize {
+        self.position()
+    }
+}

@@ -1,0 +1,167 @@
+//! Picture files: PNG, JPEG and WebP out and in.
+
+use std::io::Cursor;
+
+use image::codecs::jpeg::JpegEncoder;
+use image::codecs::webp::WebPEncoder;
+use image::{DynamicImage, ImageDecoder, ImageEncoder, ImageReader, Limits, Rgb, RgbImage};
+
+use crate::engine::Picture;
+
+/// The longest side of a picture that is read or made, in pixels.
+pub const MAX_SIDE_PX: u32 = 4096;
+/// Pixels of the largest picture as RGBA with 16 bits, the widest format that is decoded.
+const MAX_DECODED_BYTES: u64 = MAX_SIDE_PX as u64 * MAX_SIDE_PX as u64 * 8;
+/// JPEG's usual compromise.
+const JPEG_QUALITY: u8 = 90;
+
+/// A format to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Lossless, and the only one that carries the recipe.
+    Png,
+    /// Quality 90.
+    Jpeg,
+    /// Lossless.
+    WebP,
+}
+
+impl Format {
+    /// By a file name's extension.
+    pub fn from_extension(extension: &str) -> Option<Self> {
+        match extension.to_ascii_lowercase().as_str() {
+            "png" => Some(Self::Png),
+            "jpg" | "jpeg" => Some(Self::Jpeg),
+            "webp" => Some(Self::WebP),
+            _ => None,
+        }
+    }
+}
+
+/// Why a picture could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum PictureError {
+    /// It is larger than is accepted.
+    #[error("is {width}x{height} pixels; sides of at most {MAX_SIDE_PX} are accepted")]
+    TooLarge {
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+    },
+    /// It is no picture, or a damaged one.
+    #[error("is no readable PNG, JPEG or WebP picture ({0})")]
+    Unreadable(String),
+    /// The encoder refused it.
+    #[error("could not be encoded: {0}")]
+    Unwritable(String),
+}
+
+/// A picture's file. PNG carries the recipe in the text chunks `parameters`, as the Stable Diffusion web UI writes
+/// it, and `aquatint`, as JSON.
+pub fn encode(picture: &Picture, format: Format) -> Result<Vec<u8>, PictureError> {
+    let image = &picture.image;
+    let mut bytes = Vec::new();
+    let (width, height, colour) = (image.width(), image.height(), image::ExtendedColorType::Rgb8);
+    match format {
+        Format::Png => write_png(picture, &mut bytes).map_err(unwritable)?,
+        Format::Jpeg => JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY)
+            .write_image(image, width, height, colour)
+            .map_err(unwritable)?,
+        Format::WebP => WebPEncoder::new_lossless(&mut bytes)
+            .write_image(image, width, height, colour)
+            .map_err(unwritable)?,
+    }
+    Ok(bytes)
+}
+
+fn unwritable(error: impl std::fmt::Display) -> PictureError {
+    PictureError::Unwritable(error.to_string())
+}
+
+fn write_png(picture: &Picture, into: &mut Vec<u8>) -> Result<(), png::EncodingError> {
+    let json = serde_json::to_string(&picture.recipe).map_err(std::io::Error::from)?;
+    let mut encoder = png::Encoder::new(into, picture.image.width(), picture.image.height());
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    for (keyword, text) in [("parameters", picture.recipe.parameters()), ("aquatint", json)] {
+        // tEXt is Latin-1; readers of the web UI's pictures look in both.
+        if text.chars().all(|c| u32::from(c) < 256) {
+            encoder.add_text_chunk(keyword.into(), text)?;
+        } else {
+            encoder.add_itxt_chunk(keyword.into(), text)?;
+        }
+    }
+    let mut writer = encoder.write_header()?;
+    writer.write_image_data(picture.image.as_raw())?;
+    writer.finish()
+}
+
+/// Reads a picture, turned as its EXIF data says. The size is checked before a pixel is decoded.
+pub fn decode(bytes: &[u8]) -> Result<DynamicImage, PictureError> {
+    let unreadable = |e: &dyn std::fmt::Display| PictureError::Unreadable(e.to_string());
+    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| unreadable(&e))?;
+    let mut decoder = reader.into_decoder().map_err(|e| unreadable(&e))?;
+    let (width, height) = decoder.dimensions();
+    if width > MAX_SIDE_PX || height > MAX_SIDE_PX {
+        return Err(PictureError::TooLarge { width, height });
+    }
+    let mut limits = Limits::no_limits();
+    limits.max_alloc = Some(MAX_DECODED_BYTES);
+    decoder.set_limits(limits).map_err(|e| unreadable(&e))?;
+    let orientation = decoder.orientation().map_err(|e| unreadable(&e))?;
+    let mut image = DynamicImage::from_decoder(decoder).map_err(|e| unreadable(&e))?;
+    image.apply_orientation(orientation);
+    Ok(image)
+}
+
+/// The picture without transparency: what shows through is white.
+pub fn on_white(image: &DynamicImage) -> RgbImage {
+    if !image.color().has_alpha() {
+        return image.to_rgb8();
+    }
+    let rgba = image.to_rgba8();
+    RgbImage::from_fn(rgba.width(), rgba.height(), |x, y| {
+        let [r, g, b, alpha] = rgba.get_pixel(x, y).0.map(u32::from);
+        Rgb([r, g, b].map(|c| ((c * alpha + 255 * (255 - alpha) + 127) / 255) as u8))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::RgbaImage;
+
+    fn file(image: DynamicImage, format: image::ImageFormat) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        image.write_to(&mut bytes, format).unwrap();
+        bytes.into_inner()
+    }
+
+    #[test]
+    fn refuses_large_pictures_before_decoding_them() {
+        let wide = file(DynamicImage::new_luma8(4097, 1), image::ImageFormat::Png);
+        assert!(matches!(decode(&wide), Err(PictureError::TooLarge { width: 4097, height: 1 })));
+        let square = file(DynamicImage::new_luma8(8000, 8000), image::ImageFormat::Png);
+        let started = std::time::Instant::now();
+        assert!(matches!(decode(&square), Err(PictureError::TooLarge { .. })));
+        assert!(started.elapsed().as_millis() < 20, "took {:?}", started.elapsed());
+    }
+
+    #[test]
+    fn refuses_what_is_no_picture() {
+        let whole = file(DynamicImage::new_rgb8(8, 8), image::ImageFormat::Png);
+        for bytes in [&b""[..], b"GIF89a", b"not a picture at all", &whole[..whole.len() / 2]] {
+            assert!(matches!(decode(bytes), Err(PictureError::Unreadable(_))), "{bytes:?}");
+        }
+        assert!(decode(&whole).is_ok());
+    }
+
+    #[test]
+    fn shows_white_through_transparency() {
+        let pixels = RgbaImage::from_raw(3, 1, vec![10, 20, 30, 255, 10, 20, 30, 0, 0, 0, 0, 51]).unwrap();
+        let seen = on_white(&pixels.into());
+        // alpha 51 is a fifth: 0 * 0.2 + 255 * 0.8
+        assert_eq!(seen.into_raw(), [10, 20, 30, 255, 255, 255, 204, 204, 204]);
+    }
+}

@@ -1,0 +1,403 @@
+//! Flags and environment, read once.
+//!
+//! The variables that start with `SD_`, and `ALLOW_ORIGINS`, `HOST` and `PORT`, are those of the Python service
+//! that this server replaces.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use aquatint_models::sampler::SamplerSettings;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::engine::LoraChoice;
+use crate::picture::MAX_SIDE_PX;
+
+/// Image generation with Stable Diffusion 1.5, 2.x and SDXL, as a command and as a server.
+#[derive(Debug, Parser)]
+#[command(name = "aquatint", version, max_term_width = 110, infer_subcommands = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make pictures from a prompt.
+    Generate(Box<GenerateArgs>),
+    /// Serve the HTTP API and the web page.
+    Serve(Box<ServeArgs>),
+    /// List the models that can be used.
+    Models(ModelsArgs),
+}
+
+/// The model and where it runs.
+#[derive(Args, Clone, Debug)]
+pub struct ModelArgs {
+    /// Folder of a model in the diffusers layout; without it, the built-in model
+    #[arg(long, value_name = "DIR", env = "SD_MODEL_ID")]
+    pub model: Option<String>,
+    /// What the weights are held in
+    #[arg(long, value_name = "TYPE", env = "SD_PRECISION", default_value = "auto")]
+    pub dtype: Precision,
+    /// Where to compute
+    #[arg(long, value_name = "DEVICE", env = "SD_DEVICE", default_value = "auto")]
+    pub device: DeviceChoice,
+    /// Safetensors file that replaces the model's UNet
+    #[arg(long, value_name = "FILE", env = "SD_UNET_ID")]
+    pub unet: Option<PathBuf>,
+    /// Safetensors file that replaces the model's VAE
+    #[arg(long, value_name = "FILE")]
+    pub vae: Option<PathBuf>,
+    /// Folder of an SDXL refiner, which takes over for the last steps
+    #[arg(long, value_name = "DIR")]
+    pub refiner: Option<PathBuf>,
+    /// LoRA to merge, and by how much; may be given several times
+    #[arg(long, value_name = "FILE[:SCALE]", value_parser = lora)]
+    pub lora: Vec<LoraChoice>,
+    /// LCM-LoRA to merge: 8 steps at most and no guidance become the default
+    #[arg(long, value_name = "FILE", env = "SD_LCM_LORA_ID")]
+    pub lcm_lora: Option<PathBuf>,
+    /// Textual inversion to load, asked for by its token; may be given several times
+    #[arg(long, value_name = "FILE")]
+    pub textual_inversion: Vec<PathBuf>,
+    /// Threads for computing; without it, as many as there are cores
+    #[arg(long, value_name = "N", value_parser = number(1..=1024))]
+    pub threads: Option<usize>,
+}
+
+/// What weights are held in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Precision {
+    /// The best of what the device and the checkpoint offer.
+    Auto,
+    /// 32 bits.
+    #[value(alias = "float32", alias = "f32")]
+    Fp32,
+    /// 16 bits, IEEE.
+    #[value(alias = "float16", alias = "f16")]
+    Fp16,
+    /// 16 bits, bfloat.
+    #[value(alias = "bfloat16")]
+    Bf16,
+}
+
+/// Where to compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DeviceChoice {
+    /// CUDA where there is one, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The first CUDA device.
+    Cuda,
+}
+
+/// `aquatint generate`
+#[derive(Args, Clone, Debug)]
+pub struct GenerateArgs {
+    /// What the picture should show; `(word:1.2)` weights a part
+    #[arg(value_name = "PROMPT", required_unless_present = "prompt_flag")]
+    pub prompt: Option<String>,
+    /// The same as a flag
+    #[arg(long = "prompt", value_name = "TEXT", conflicts_with = "prompt")]
+    pub prompt_flag: Option<String>,
+    /// What it should not show
+    #[arg(long, value_name = "TEXT")]
+    pub negative_prompt: Option<String>,
+    /// Width in pixels, a multiple of 8 [default: the model's]
+    #[arg(long, value_name = "PX", value_parser = side)]
+    pub width: Option<usize>,
+    /// Height in pixels, a multiple of 8 [default: the model's]
+    #[arg(long, value_name = "PX", value_parser = side)]
+    pub height: Option<usize>,
+    /// Denoising steps [default: the model's]
+    #[arg(long, value_name = "N", env = "SD_STEPS", value_parser = number(1..=1000))]
+    pub steps: Option<usize>,
+    /// How closely the prompt is followed; 1 turns guidance off [default: the model's]
+    #[arg(long, value_name = "X", env = "SD_GUIDANCE", value_parser = guidance_scale)]
+    pub guidance_scale: Option<f64>,
+    /// Scheduler by its diffusers or web UI name, for example "DPM++ 2M Karras" [default: the model's]
+    #[arg(long, value_name = "NAME", env = "SD_SCHEDULER", value_parser = scheduler)]
+    pub scheduler: Option<String>,
+    /// Where the noise starts; without it one is drawn and printed. Picture i has seed + i
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// How many pictures
+    #[arg(long, value_name = "N", default_value = "1", value_parser = number(1..=1000))]
+    pub num_images: usize,
+    /// Picture to start from
+    #[arg(long, value_name = "FILE")]
+    pub init_image: Option<PathBuf>,
+    /// Which part of it to repaint: white is repainted, black kept
+    #[arg(long, value_name = "FILE", requires = "init_image")]
+    pub mask: Option<PathBuf>,
+    /// How much of it to change, from 0 to 1
+    #[arg(long, value_name = "X", default_value = "0.6", value_parser = unit_interval)]
+    pub strength: f64,
+    /// Text encoder layers to leave out at the end
+    #[arg(long, value_name = "N", default_value = "0", value_parser = number(0..=31))]
+    pub clip_skip: usize,
+    /// Where to write: a file (.png, .jpg, .webp) or a folder. Several pictures go to NAME-0.png, NAME-1.png, ...
+    /// [default: aquatint-SEED.png, here]
+    #[arg(long, short, value_name = "PATH")]
+    pub out: Option<PathBuf>,
+    /// Print what was made as one JSON document
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    /// The model.
+    pub model: ModelArgs,
+}
+
+/// `aquatint models`
+#[derive(Args, Clone, Debug)]
+pub struct ModelsArgs {
+    /// Folder of model folders to look through
+    #[arg(long, value_name = "DIR", env = "AQUATINT_MODELS_DIR")]
+    pub models_dir: Option<PathBuf>,
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `aquatint serve`
+#[derive(Args, Clone, Debug)]
+pub struct ServeArgs {
+    /// Address or host name to listen on; 0.0.0.0 is every network
+    #[arg(long, value_name = "HOST", env = "HOST", default_value = "127.0.0.1")]
+    pub host: String,
+    /// Port to listen on; 0 takes a free one
+    #[arg(long, value_name = "PORT", env = "PORT", default_value = "7860")]
+    pub port: u16,
+    /// Origins whose web pages may call, separated by commas; * is all [default: localhost]
+    #[arg(long, value_name = "ORIGINS", env = "ALLOW_ORIGINS")]
+    pub allow_origins: Option<String>,
+    /// Jobs that may wait while one runs
+    #[arg(long, value_name = "N", env = "AQUATINT_QUEUE_SIZE", default_value = "32", value_parser = number(0..=100_000))]
+    pub queue_size: usize,
+    /// Seconds that running jobs get when the server is told to stop
+    #[arg(long, value_name = "S", env = "AQUATINT_DRAIN_SECONDS", default_value = "30")]
+    pub drain_seconds: u64,
+    /// Folder of LoRAs that requests may name, each by its file name without .safetensors
+    #[arg(long, value_name = "DIR", env = "AQUATINT_LORA_DIR")]
+    pub lora_dir: Option<PathBuf>,
+    /// How log lines look
+    #[arg(long, value_name = "FORMAT", env = "AQUATINT_LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+    #[command(flatten)]
+    /// What requests get unless they say otherwise.
+    pub defaults: Defaults,
+    #[command(flatten)]
+    /// The model.
+    pub model: ModelArgs,
+    #[command(flatten)]
+    /// Variables that are understood and have no effect yet.
+    pub unused: Unused,
+}
+
+/// What requests get unless they say otherwise; where this does not, the model's own defaults hold.
+#[derive(Args, Clone, Debug)]
+pub struct Defaults {
+    /// Pictures for each request
+    #[arg(long, value_name = "N", env = "SD_NUM_IMAGES", default_value = "2", value_parser = number(1..=MAX_IMAGES))]
+    pub num_images: usize,
+    /// Denoising steps [default: the model's]
+    #[arg(long, value_name = "N", env = "SD_STEPS", value_parser = number(1..=MAX_STEPS))]
+    pub steps: Option<usize>,
+    /// How closely the prompt is followed; 1 turns guidance off [default: the model's]
+    #[arg(long, value_name = "X", env = "SD_GUIDANCE", value_parser = guidance_scale)]
+    pub guidance_scale: Option<f64>,
+    /// Scheduler by its diffusers or web UI name [default: the model's]
+    #[arg(long, value_name = "NAME", env = "SD_SCHEDULER", value_parser = scheduler)]
+    pub scheduler: Option<String>,
+    /// How /refine works
+    #[arg(long, value_name = "MODE", env = "REFINE_MODE", default_value = "img2img", value_parser = refine_mode)]
+    pub refine_mode: RefineMode,
+}
+
+/// Pictures a request may ask for.
+pub const MAX_IMAGES: u64 = 8;
+/// Steps a request may ask for.
+pub const MAX_STEPS: u64 = 150;
+/// Guidance that a request may ask for.
+pub const MAX_GUIDANCE_SCALE: f64 = 30.0;
+
+/// How `/refine` works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefineMode {
+    /// Each picture is the start of its own image-to-image run.
+    Img2Img,
+}
+
+/// What log lines look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Variables of the replaced service that are accepted; the log says that they have no effect.
+#[derive(Args, Clone, Debug)]
+pub struct Unused {
+    /// Token for the Hugging Face hub
+    #[arg(long, hide = true, env = "HF_TOKEN", hide_env_values = true)]
+    hf_token: Option<Secret>,
+    /// The same under its old name
+    #[arg(long, hide = true, env = "HUGGINGFACEHUB_API_TOKEN", hide_env_values = true)]
+    huggingfacehub_api_token: Option<Secret>,
+    /// The hub's cache
+    #[arg(long, hide = true, env = "HF_HOME")]
+    hf_home: Option<String>,
+    /// The hub's address
+    #[arg(long, hide = true, env = "HF_ENDPOINT")]
+    hf_endpoint: Option<String>,
+    /// A switch for tuning
+    #[arg(long, hide = true, env = "TORCH_COMPILE")]
+    torch_compile: Option<String>,
+    /// A FLUX model
+    #[arg(long, hide = true, env = "FLUX_MODEL", value_parser = no_flux)]
+    flux_model: Option<String>,
+}
+
+impl Unused {
+    /// The names of those that are set, with the reason why they do nothing.
+    pub fn set(&self) -> Vec<(&'static str, &'static str)> {
+        let hub = "models are not downloaded yet: give a folder";
+        [
+            ("HF_TOKEN", self.hf_token.is_some(), hub),
+            ("HUGGINGFACEHUB_API_TOKEN", self.huggingfacehub_api_token.is_some(), hub),
+            ("HF_HOME", self.hf_home.is_some(), hub),
+            ("HF_ENDPOINT", self.hf_endpoint.is_some(), hub),
+            ("TORCH_COMPILE", self.torch_compile.is_some(), "there is nothing to compile"),
+        ]
+        .into_iter()
+        .filter_map(|(name, set, why)| set.then_some((name, why)))
+        .collect()
+    }
+}
+
+/// A value that no log may show.
+#[derive(Clone)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The value itself.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for Secret {
+    fn from(value: String) -> Self {
+        Self(value)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+/// A whole number in a range.
+fn number(range: std::ops::RangeInclusive<u64>) -> impl clap::builder::TypedValueParser<Value = usize> {
+    use clap::builder::TypedValueParser;
+    clap::value_parser!(u64).range(range).map(|n| n as usize)
+}
+
+/// A side of a picture in pixels.
+fn side(text: &str) -> Result<usize, String> {
+    let allowed = format!("a multiple of 8 from 8 to {MAX_SIDE_PX} is needed");
+    let side: usize = text.parse().map_err(|_| allowed.clone())?;
+    let fits = side > 0 && side.is_multiple_of(8) && side <= MAX_SIDE_PX as usize;
+    if fits { Ok(side) } else { Err(allowed) }
+}
+
+fn scheduler(text: &str) -> Result<String, String> {
+    SamplerSettings::web_ui_names(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
+}
+
+fn unit_interval(text: &str) -> Result<f64, String> {
+    in_range(text, 0.0, 1.0)
+}
+
+fn guidance_scale(text: &str) -> Result<f64, String> {
+    in_range(text, 0.0, MAX_GUIDANCE_SCALE)
+}
+
+fn in_range(text: &str, low: f64, high: f64) -> Result<f64, String> {
+    match text.parse() {
+        Ok(number) if (low..=high).contains(&number) => Ok(number),
+        _ => Err(format!("a number from {low} to {high} is needed")),
+    }
+}
+
+/// `FILE` or `FILE:SCALE`.
+fn lora(text: &str) -> Result<LoraChoice, String> {
+    let (path, scale) = match text.rsplit_once(':') {
+        // A colon may also belong to the file's name.
+        Some(_) if std::path::Path::new(text).exists() => (text, 1.0),
+        Some((path, scale)) => {
+            let number = scale.parse().ok().filter(|s: &f64| s.is_finite());
+            (path, number.ok_or_else(|| format!("the scale {scale:?} is not a number"))?)
+        }
+        None => (text, 1.0),
+    };
+    if path.is_empty() {
+        return Err("FILE or FILE:SCALE is needed".into());
+    }
+    Ok(LoraChoice::new(path, scale))
+}
+
+/// The captioning way of the replaced service needs a captioning model; this is where its name will be accepted.
+fn refine_mode(text: &str) -> Result<RefineMode, String> {
+    match text {
+        "img2img" => Ok(RefineMode::Img2Img),
+        "caption" => {
+            Err("REFINE_MODE=caption needs a captioning model, which is not built yet: use img2img".into())
+        }
+        _ => Err("img2img is needed".into()),
+    }
+}
+
+fn no_flux(_: &str) -> Result<String, String> {
+    Err("FLUX models are not built yet: give a Stable Diffusion folder as SD_MODEL_ID".into())
+}
+
+/// Whether an address can be reached from this machine alone.
+pub fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_flags_fit_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn secrets_do_not_show() {
+        let secret = Secret::from("hf_abcdef".to_owned());
+        assert_eq!(format!("{secret:?}"), "(secret)");
+        assert_eq!(secret.expose(), "hf_abcdef");
+    }
+
+    #[test]
+    fn a_lora_may_have_a_scale() {
+        assert_eq!(lora("a.safetensors:0.5").unwrap(), LoraChoice::new("a.safetensors", 0.5));
+        assert_eq!(lora("a.safetensors").unwrap().scale, 1.0);
+        assert_eq!(lora("a:-1").unwrap().scale, -1.0);
+        for bad in ["a:x", "a:", "a:nan", ":0.5", ""] {
+            assert!(lora(bad).is_err(), "{bad}");
+        }
+    }
+}
