@@ -79,10 +79,15 @@ fn product(
     Ok(Product { left, left_transposed: transposed_by_core && core.is_some(), right, core })
 }
 
+/// The product of a file's numbers, which may be anything where one of them is 0.
+pub(super) fn count(dimensions: &[usize]) -> usize {
+    dimensions.iter().fold(1, |product, n| product.saturating_mul(*n))
+}
+
 /// A tensor's first dimension, and the product of the others.
 fn flat_shape(file: &SafetensorsFile, key: &str) -> Result<(usize, usize)> {
     match file.entries().get(key).map(|e| &e.shape[..]) {
-        Some([rows, rest @ ..]) if !rest.is_empty() => Ok((*rows, rest.iter().product())),
+        Some([rows, rest @ ..]) if !rest.is_empty() => Ok((*rows, count(rest))),
         shape => Err(Error::file(
             file.path(),
             format!("{key} has shape {shape:?}, a matrix or filters are needed"),
@@ -115,7 +120,7 @@ impl Product {
         let (core, kernel) = match &self.core {
             None => ((right_rank, right_rank), 1),
             Some(key) => match &file.entries()[key].shape[..] {
-                [first, second, kernel @ ..] => ((*first, *second), kernel.iter().product()),
+                [first, second, kernel @ ..] => ((*first, *second), count(kernel)),
                 shape => return Err(Error::file(file.path(), format!("{key} has shape {shape:?}: no core"))),
             },
         };

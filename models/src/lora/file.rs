@@ -1,5 +1,6 @@
 //! One LoRA file: its keys sorted into modules.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -20,6 +21,8 @@ pub(super) struct Module {
     pub(super) place: Place,
     pub(super) layer: LayerName,
     pub(super) factors: Factors,
+    /// Rows and columns of the difference.
+    pub(super) shape: (usize, usize),
     pub(super) magnitude: Option<Magnitude>,
     /// `alpha / rank`.
     pub(super) scale: f64,
@@ -43,7 +46,8 @@ impl LoraFile {
     /// Opens a file and understands its keys; `adapter_config.json` beside it counts where PEFT wrote it.
     ///
     /// # Errors
-    /// Where the file cannot be read, holds nothing of a LoRA, or a module lacks a factor.
+    /// Where the file cannot be read, holds nothing of a LoRA, or a module's factors are incomplete or do not fit
+    /// each other.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         Self::new(SafetensorsFile::open(path)?)
     }
@@ -64,10 +68,9 @@ impl LoraFile {
             };
             *formats.entry(format).or_default() += 1;
             let (_, parts) = grouped.entry((place, layer)).or_insert_with(|| (path, BTreeMap::new()));
-            if parts.contains_key(&part) {
-                unknown.push(name.clone());
-            } else {
-                parts.insert(part, name.clone());
+            match parts.entry(part) {
+                Entry::Vacant(entry) => _ = entry.insert(name.clone()),
+                Entry::Occupied(_) => unknown.push(name.clone()),
             }
         }
         let format = formats.into_iter().max_by_key(|(_, keys)| *keys).map(|(format, _)| format);
@@ -120,7 +123,7 @@ fn module(
             return Err(Error::file(file.path(), format!("{first} is a part of a difference, but {reason}")));
         }
     };
-    let rank = factors.rank(file)?;
+    let (shape, rank) = (factors.shape(file)?, factors.rank(file)?);
     let alpha = parts.remove(&Part::Alpha).map(|key| number(file, &key)).transpose()?;
     let scale = match (alpha, rank) {
         (Some(alpha), Some(rank)) => alpha / rank as f64,
@@ -136,19 +139,17 @@ fn module(
     };
     let left: BTreeSet<String> = parts.values().cloned().collect();
     let keys = all.difference(&left).cloned().collect();
-    Ok(Some(Module { place, layer, factors, magnitude, scale, keys }))
+    Ok(Some(Module { place, layer, factors, shape, magnitude, scale, keys }))
 }
 
 /// A tensor of one element.
 fn number(file: &SafetensorsFile, key: &str) -> Result<f64> {
-    let value = file.tensor(key, &Device::Cpu)?;
-    if value.elem_count() != 1 {
-        return Err(Error::file(
-            file.path(),
-            format!("{key} has shape {:?}, one number is needed", value.dims()),
-        ));
+    let shape = &file.entries()[key].shape;
+    if factors::count(shape) != 1 {
+        return Err(Error::file(file.path(), format!("{key} has shape {shape:?}, one number is needed")));
     }
-    Ok(value.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?[0])
+    let value = file.tensor(key, &Device::Cpu)?.to_dtype(DType::F64)?;
+    Ok(value.reshape(())?.to_scalar()?)
 }
 
 /// Where alphas stand that no key holds.

@@ -99,34 +99,42 @@ pub(super) struct Key {
 /// Reads one key; `None` where it is of no known kind.
 pub(super) fn parse(key: &str) -> Option<Key> {
     let (stem, part) = split_part(key)?;
-    if let Some(key) = parse_kohya(stem, part).or_else(|| parse_cloneofsimo(stem, part)) {
-        return Some(key);
+    if stem.contains(':') {
+        return parse_cloneofsimo(stem, part);
     }
-    let mut format = Format::Diffusers;
-    let mut place = None;
-    let mut path = stem;
-    loop {
-        if let Some(rest) = path.strip_prefix("base_model.model.") {
-            (format, path) = (Format::Peft, rest);
-        } else if let Some(rest) = path.strip_prefix("unet.").or(path.strip_prefix("diffusion_model.")) {
-            (place, path) = (Some(Place::In(Target::Unet)), rest);
-        } else if let Some(rest) = path.strip_prefix("text_encoder.") {
-            (place, path) = (Some(Place::In(Target::TextEncoder)), rest);
-        } else if let Some(rest) = path.strip_prefix("text_encoder_2.") {
-            (place, path) = (Some(Place::In(Target::TextEncoder2)), rest);
-        } else if let Some(rest) = path.strip_prefix("model.diffusion_model.") {
-            (place, path) = (Some(Place::In(Target::Unet)), rest);
-        } else {
-            break;
-        }
+    parse_kohya(stem, part).or_else(|| Some(parse_dotted(stem, part)))
+}
+
+/// PEFT's and diffusers' names, and the original code's with dots.
+fn parse_dotted(stem: &str, part: Part) -> Key {
+    const PREFIXES: [(&str, Option<Target>); 6] = [
+        ("base_model.model.", None),
+        ("unet.", Some(Target::Unet)),
+        ("diffusion_model.", Some(Target::Unet)),
+        ("model.diffusion_model.", Some(Target::Unet)),
+        ("text_encoder.", Some(Target::TextEncoder)),
+        ("text_encoder_2.", Some(Target::TextEncoder2)),
+    ];
+    let (mut path, mut target) = (stem, None);
+    while let Some((rest, found)) = PREFIXES.iter().find_map(|(p, t)| Some((path.strip_prefix(p)?, *t))) {
+        (path, target) = (rest, found.or(target));
     }
-    let is_text = path.starts_with("text_model.") || path.starts_with("text_projection");
-    let place = place.unwrap_or(if is_text { Place::SomeTextEncoder } else { Place::In(Target::Unet) });
-    if path.contains(".processor.") {
-        format = Format::AttentionProcessors;
-    }
+    let is_text =
+        ["text_model.", "text_projection", "encoder.layers."].iter().any(|start| path.starts_with(start));
+    let place = match target {
+        Some(target) => Place::In(target),
+        None if is_text => Place::SomeTextEncoder,
+        None => Place::In(Target::Unet),
+    };
+    let format = if path.contains(".processor.") {
+        Format::AttentionProcessors
+    } else if stem.starts_with("base_model.model.") {
+        Format::Peft
+    } else {
+        Format::Diffusers
+    };
     let path = attention_projection(path, place != Place::In(Target::Unet));
-    Some(Key { format, place, layer: LayerName::Named(path.replace('.', "_")), path, part })
+    Key { format, place, layer: LayerName::Named(path.replace('.', "_")), path, part }
 }
 
 fn split_part(key: &str) -> Option<(&str, Part)> {

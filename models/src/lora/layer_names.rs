@@ -27,9 +27,11 @@ impl<'a> LayerNames<'a> {
         }
         for layer in shapes.keys() {
             by_name.insert(layer.replace('.', "_"), layer.as_str());
-            // transformers 5 leaves the prefix out; files have it all the same.
-            if target != Target::Unet && !layer.starts_with("text_") {
-                by_name.insert(format!("text_model_{}", layer.replace('.', "_")), layer.as_str());
+            // transformers 5 leaves `text_model.` out; checkpoints and LoRAs may or may not have it.
+            if target != Target::Unet {
+                let short = layer.strip_prefix("text_model.").unwrap_or(layer).replace('.', "_");
+                by_name.insert(format!("text_model_{short}"), layer.as_str());
+                by_name.insert(short, layer.as_str());
             }
         }
         Self { shapes, by_name, numbered: numbered(target, shapes, feed_forward_last) }
@@ -50,39 +52,15 @@ impl<'a> LayerNames<'a> {
 /// when the format was made, and attn1, attn2, ff later.
 /// Source: `_find_modules_v2` in cloneofsimo/lora's `lora.py`.
 fn numbered(target: Target, shapes: &LayerShapes, feed_forward_last: bool) -> Vec<&str> {
-    let (first, layers): (&str, &[&str]) = match (target, feed_forward_last) {
-        (Target::Unet, false) => (
-            ".attn1.to_q",
-            &[
-                "attn1.to_q",
-                "attn1.to_k",
-                "attn1.to_v",
-                "attn1.to_out.0",
-                "ff.net.0.proj",
-                "attn2.to_q",
-                "attn2.to_k",
-                "attn2.to_v",
-                "attn2.to_out.0",
-            ],
-        ),
-        (Target::Unet, true) => (
-            ".attn1.to_q",
-            &[
-                "attn1.to_q",
-                "attn1.to_k",
-                "attn1.to_v",
-                "attn1.to_out.0",
-                "attn2.to_q",
-                "attn2.to_k",
-                "attn2.to_v",
-                "attn2.to_out.0",
-                "ff.net.0.proj",
-            ],
-        ),
-        _ => (
-            ".self_attn.k_proj",
-            &["self_attn.k_proj", "self_attn.v_proj", "self_attn.q_proj", "self_attn.out_proj"],
-        ),
+    let layers = |parent: &str, names: [&str; 4]| names.map(|name| format!("{parent}.{name}"));
+    let (first, layers) = if target == Target::Unet {
+        let [one, two] = ["attn1", "attn2"].map(|name| layers(name, ["to_q", "to_k", "to_v", "to_out.0"]));
+        let feed_forward = ["ff.net.0.proj".to_owned()];
+        let order: [&[String]; 3] =
+            if feed_forward_last { [&one, &two, &feed_forward] } else { [&one, &feed_forward, &two] };
+        (".attn1.to_q", order.concat())
+    } else {
+        (".self_attn.k_proj", layers("self_attn", ["k_proj", "v_proj", "q_proj", "out_proj"]).to_vec())
     };
     let blocks: BTreeMap<_, _> = shapes
         .keys()

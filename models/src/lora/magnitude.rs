@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Tensor};
 
+use super::factors::count;
 use crate::checkpoint::safetensors_file::SafetensorsFile;
 use crate::{Error, Result};
 
@@ -28,7 +29,7 @@ impl Magnitude {
     fn shape(&self, file: &SafetensorsFile, weight: (usize, usize, usize)) -> Result<(usize, usize, usize)> {
         let (out, inputs, _) = weight;
         let stored = &file.entries()[self.key()].shape[..];
-        let values = stored.iter().product::<usize>();
+        let values = count(stored);
         match self {
             Self::Peft(_) if values == out => Ok((out, 1, 1)),
             Self::Lycoris(_) if values == out && stored.first() == Some(&out) => Ok((out, 1, 1)),

@@ -27,13 +27,7 @@ impl LoraFile {
     }
 
     pub(super) fn matched(&self, components: &[(Target, LayerShapes)]) -> Result<Matched<'_>> {
-        let mut names = Names::new(components, false);
-        if self.format() == Format::Cloneofsimo {
-            let later = Names::new(components, true);
-            if self.fitting(&later, None) > self.fitting(&names, None) {
-                names = later;
-            }
-        }
+        let names = self.names(components);
         let encoders = [Target::TextEncoder, Target::TextEncoder2];
         // The first of those that fit best: max_by_key would take the last.
         let encoder = encoders.into_iter().rev().max_by_key(|t| self.fitting(&names, Some(*t)));
@@ -48,16 +42,15 @@ impl LoraFile {
             };
             self.check_shape(module, target, layer, shape)?;
             // Where a file has a layer under both of its names, diffusers' name counts, as in diffusers.
-            let same = found.insert((target, layer), module);
-            if let Some(other) = same {
+            if let Some(other) = found.insert((target, layer), module) {
                 let is_own_name = |m: &Module| m.layer == LayerName::Named(layer.replace('.', "_"));
                 let (kept, left) = if is_own_name(other) { (other, module) } else { (module, other) };
                 found.insert((target, layer), kept);
                 unmatched.extend(left.keys.iter().cloned());
             }
         }
-        let matched = found.values().map(|m| m.keys.len()).sum();
-        if matched == 0 {
+        unmatched.sort();
+        if found.is_empty() {
             let first = unmatched.first().map_or("nothing", String::as_str);
             let reason = format!(
                 "none of its {} keys belongs to a layer of this model (the first is {first}): is it a LoRA for another \
@@ -66,19 +59,28 @@ impl LoraFile {
             );
             return Err(Error::file(self.path(), reason));
         }
-        unmatched.sort();
-        let algorithms = found.values().flat_map(|m| m.algorithms()).collect();
-        let layers = found.len();
         let report = LoraReport {
             path: self.path().to_owned(),
             format: self.format(),
-            algorithms,
-            matched,
+            algorithms: found.values().flat_map(|m| m.algorithms()).collect(),
+            matched: found.values().map(|m| m.keys.len()).sum(),
             unmatched,
-            layers,
+            layers: found.len(),
         };
         let modules = found.into_iter().map(|((target, layer), m)| (target, layer.to_owned(), m)).collect();
         Ok(Matched { modules, report })
+    }
+
+    /// The components' layers; where the file numbers them, in the order that fits more of its shapes.
+    fn names<'a>(&self, components: &'a [(Target, LayerShapes)]) -> Names<'a> {
+        let names = Names::new(components, false);
+        if self.format() == Format::Cloneofsimo {
+            let later = Names::new(components, true);
+            if self.fitting(&later, None) > self.fitting(&names, None) {
+                return later;
+            }
+        }
+        names
     }
 
     /// How many modules fit their layers; `encoder`: only those that do not say which text encoder they are for.
@@ -90,21 +92,19 @@ impl LoraFile {
                 _ => return false,
             };
             let Some((_, shape)) = names.find(target, &module.layer) else { return false };
-            module.factors.shape(&self.file).is_ok_and(|s| s == flat(shape))
+            module.shape == flat(shape)
         };
         self.modules.iter().filter(fits).count()
     }
 
     fn check_shape(&self, module: &Module, target: Target, layer: &str, shape: &[usize]) -> Result<()> {
-        let difference = module.factors.shape(&self.file)?;
-        if difference != flat(shape) {
+        let (rows, columns) = module.shape;
+        if (rows, columns) != flat(shape) {
             let keys = module.factors.keys();
             let shapes = keys.iter().map(|k| format!("{k} {:?}", self.file.entries()[*k].shape));
             let reason = format!(
-                "{}: a difference of {} x {}, but {target}'s {layer} has shape {shape:?}",
-                shapes.collect::<Vec<_>>().join(", "),
-                difference.0,
-                difference.1
+                "{}: a difference of {rows} x {columns}, but {target}'s {layer} has shape {shape:?}",
+                shapes.collect::<Vec<_>>().join(", ")
             );
             return Err(Error::file(self.path(), reason));
         }

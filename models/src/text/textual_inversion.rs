@@ -74,15 +74,16 @@ impl TextualInversion {
 
 /// One vector, or several, as `(vectors, channels)`.
 fn vectors(file: &SafetensorsFile, name: &str) -> Result<Tensor> {
-    let tensor = file.tensor(name, &Device::Cpu)?.to_dtype(DType::F32)?;
-    match *tensor.dims() {
-        [channels] if channels > 0 => Ok(tensor.unsqueeze(0)?),
-        [count, channels] if count > 0 && channels > 0 => Ok(tensor),
-        ref shape => Err(Error::file(
-            file.path(),
-            format!("{name} has shape {shape:?}, (vectors, channels) is needed"),
-        )),
-    }
+    let shape = match file.entries().get(name).map(|entry| &entry.shape[..]) {
+        Some(&[channels]) if channels > 0 => (1, channels),
+        Some(&[count, channels]) if count > 0 && channels > 0 => (count, channels),
+        shape => {
+            let reason =
+                format!("{name} has shape {:?}, (vectors, channels) is needed", shape.unwrap_or_default());
+            return Err(Error::file(file.path(), reason));
+        }
+    };
+    Ok(file.tensor(name, &Device::Cpu)?.to_dtype(DType::F32)?.reshape(shape)?)
 }
 
 #[cfg(test)]

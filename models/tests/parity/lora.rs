@@ -167,7 +167,7 @@ fn the_scale_matters() {
         let loras: Vec<_> = files.iter().map(|(file, scale)| (file, *scale + 0.1)).collect();
         merge(&model, &mut MergedLoras::default(), &loras).unwrap();
         let d = difference(&name, &case, &model, &base);
-        assert!(d > 1e-2, "{name}: a scale that is off by 0.1 makes a difference of {d:e} only");
+        assert!(d > 1e-3, "{name}: a scale that is off by 0.1 makes a difference of {d:e} only");
     }
 }
 
@@ -279,8 +279,6 @@ fn files_that_do_not_fit_are_refused_and_change_nothing() {
     ] {
         assert!(wrong.contains(part), "{part} is not in: {wrong}");
     }
-    let ranks = refused(&[(&down, &[2, 32]), (&up, &[32, 3])]);
-    assert!(ranks.contains("no product can be made of") && ranks.contains("[32, 3]"), "{ranks}");
     let zero = refused(&[
         ("lora_unet_double_blocks_0_img_mlp_0.lora_down.weight", &[1, 4]),
         ("lora_unet_double_blocks_0_img_mlp_0.lora_up.weight", &[4, 1]),
@@ -318,6 +316,19 @@ fn files_that_are_no_loras_are_refused_when_opened() {
     let scalar =
         [("lora_unet_conv_in.lora_down.weight", &[][..]), ("lora_unet_conv_in.lora_up.weight", &[2, 2])];
     assert!(refused(&scalar).contains("lora_down.weight has shape"));
+    let product = |down: &[usize], up: &[usize]| {
+        refused(&[("lora_unet_conv_in.lora_down.weight", down), ("lora_unet_conv_in.lora_up.weight", up)])
+    };
+    let ranks = product(&[2, 32], &[32, 3]);
+    assert!(
+        ranks.contains("no product") && ranks.contains("[2, 32]") && ranks.contains("[32, 3]"),
+        "{ranks}"
+    );
+    let huge = [0, 1 << 40, 1 << 40];
+    let factors = product(&huge, &[2, 0]);
+    assert!(factors.contains("no product") && factors.contains("[0, 1099511627776, "), "{factors}");
+    let alpha = refused(&[("lora_unet_conv_in.alpha", &huge), alpha[0], alpha[1]]);
+    assert!(alpha.contains("lora_unet_conv_in.alpha has shape [0, "), "{alpha}");
 }
 
 /// The layers of a full-size model, with their names in the original code.
@@ -327,7 +338,7 @@ fn names(model: &str) -> Vec<(String, String, Vec<usize>)> {
 
 #[test]
 fn every_layer_is_found_by_each_of_its_names() {
-    for (model, count) in [("full_sd15", 282), ("full_sdxl", 794), ("ssd1b", 234), ("tiny_sd15", 69)] {
+    for (model, count) in [("full_sd15", 282), ("full_sdxl", 794), ("ssd1b", 273), ("tiny_sd15", 83)] {
         let layers = names(model);
         assert_eq!(layers.len(), count, "{model}");
         // Each layer gets a shape of its own, so that one that is taken for another does not fit.
@@ -354,6 +365,26 @@ fn every_layer_is_found_by_each_of_its_names() {
             let factors: Vec<_> = factors.iter().map(|(key, shape)| (key.as_str(), &shape[..])).collect();
             let report = file(&factors).unwrap().check(&components).unwrap();
             assert_eq!((report.matched, report.unmatched.len()), (2 * count, 0), "{model}: {}", factors[0].0);
+        }
+    }
+}
+
+#[test]
+fn text_encoders_are_found_with_and_without_their_prefix() {
+    let layer = "encoder.layers.0.mlp.fc1";
+    for prefix in ["", "text_model."] {
+        let shapes = LayerShapes::from([(format!("{prefix}{layer}"), vec![4, 2])]);
+        let components = [(Target::TextEncoder, shapes.clone()), (Target::TextEncoder2, shapes)];
+        for key in [
+            "lora_te1_text_model_encoder_layers_0_mlp_fc1",
+            "lora_te2_text_model_encoder_layers_0_mlp_fc1",
+            "text_encoder_2.text_model.encoder.layers.0.mlp.fc1",
+            "base_model.model.text_model.encoder.layers.0.mlp.fc1",
+            "base_model.model.encoder.layers.0.mlp.fc1",
+        ] {
+            let (down, up) = (format!("{key}.lora_A.weight"), format!("{key}.lora_B.weight"));
+            let file = file(&[(&down, &[1, 2]), (&up, &[4, 1])]).unwrap();
+            assert_eq!(file.check(&components).unwrap().matched, 2, "{key} in {prefix}{layer}");
         }
     }
 }
