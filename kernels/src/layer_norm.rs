@@ -1,12 +1,115 @@
 //! Layer normalisation over the last dimension.
 
-use candle_core::{D, Result, Tensor};
+use std::mem::MaybeUninit;
+
+use candle_core::{D, DType, Result, Tensor, bail};
+
+use crate::cpu::{self, Level, by_level, math};
 
 /// Normalises the channels of every token to mean 0 and variance 1, then scales and shifts.
 ///
 /// `x`: `(.., channels)`, `weight` and `bias`: `(channels)`. Source: Ba et al. 2016.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
-    let x = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
-    let variance = x.sqr()?.mean_keepdim(D::Minus1)?;
-    x.broadcast_div(&(variance + eps)?.sqrt()?)?.broadcast_mul(weight)?.broadcast_add(bias)
+    let channels = x.dim(D::Minus1)?;
+    if channels == 0 || weight.dims() != [channels] || bias.dims() != [channels] {
+        bail!("layer_norm: scale {:?} and shift {:?} for {channels} channels", weight.dims(), bias.dims());
+    }
+    if x.device().is_cpu() {
+        on_cpu(Level::best(), x, weight, bias, eps)
+    } else {
+        definition(x, weight, bias, eps)
+    }
+}
+
+fn definition(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    let g = x.to_dtype(DType::F32)?;
+    let g = g.broadcast_sub(&g.mean_keepdim(D::Minus1)?)?;
+    let variance = g.sqr()?.mean_keepdim(D::Minus1)?;
+    let y = g.broadcast_div(&(variance + eps)?.sqrt()?)?;
+    y.broadcast_mul(weight)?.broadcast_add(bias)?.to_dtype(x.dtype())
+}
+
+/// Floats of a piece of work.
+const PIECE: usize = 16 << 10;
+
+fn on_cpu(level: Level, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    let (shape, dtype) = (x.shape().clone(), x.dtype());
+    let (x, weight, bias) = (cpu::floats(x)?, cpu::floats(weight)?, cpu::floats(bias)?);
+    let (x, weight, bias) = (cpu::elements(&x)?, cpu::elements(&weight)?, cpu::elements(&bias)?);
+    let chunk = (PIECE / weight.len()).max(1) * weight.len();
+    // SAFETY: `normalise` writes every element of the tokens in its chunk.
+    let y = unsafe {
+        cpu::from_chunks(shape, chunk, 2 * x.len(), |i, out| {
+            normalise(level, &x[i * chunk..][..out.len()], &weight, &bias, eps as f32, out);
+        })
+    }?;
+    y.to_dtype(dtype)
+}
+
+/// The sum of `f` over `x`, in sixteen lanes.
+#[inline(always)]
+fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let (chunks, rest) = x.as_chunks::<16>();
+    let mut lanes = [0.0; 16];
+    for chunk in chunks {
+        lanes.iter_mut().zip(chunk).for_each(|(lane, &x)| *lane += f(x));
+    }
+    math::fold(lanes, |a, b| a + b) + rest.iter().map(|&x| f(x)).sum::<f32>()
+}
+
+#[inline(always)]
+fn normalise_body<const FUSED: bool>(
+    x: &[f32],
+    weight: &[f32],
+    bias: &[f32],
+    eps: f32,
+    out: &mut [MaybeUninit<f32>],
+) {
+    let channels = weight.len();
+    for (x, out) in x.chunks_exact(channels).zip(out.chunks_exact_mut(channels)) {
+        let mean = sum(x, |x| x) / channels as f32;
+        let variance = sum(x, |x| (x - mean) * (x - mean)) / channels as f32;
+        let inverse = 1.0 / (variance + eps).sqrt();
+        for (((out, x), w), b) in out.iter_mut().zip(x).zip(weight).zip(bias) {
+            out.write(math::mul_add::<FUSED>((x - mean) * inverse, *w, *b));
+        }
+    }
+}
+
+by_level! {
+    fn normalise(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [MaybeUninit<f32>]) = normalise_body;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_close, f64s, random, same_bytes, with_threads};
+
+    #[test]
+    fn every_level_gives_the_definition() -> Result<()> {
+        for shape in [vec![1, 1], vec![3, 17], vec![2, 77, 40], vec![300, 1280]] {
+            let channels = shape[shape.len() - 1];
+            let x = ((random(shape, 1)? * 4.0)? + 2.0)?;
+            let (w, b) = (random(channels, 2)?, random(channels, 3)?);
+            let expected = f64s(&definition(&x, &w, &b, 1e-5)?)?;
+            for level in Level::available() {
+                assert_close(&on_cpu(level, &x, &w, &b, 1e-5)?, &expected, 5e-6)?;
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn threads_and_batches_change_no_byte() -> Result<()> {
+        let (x, w, b) = (random((4, 600, 320), 1)?, random(320, 2)?, random(320, 3)?);
+        let all = with_threads(1, || layer_norm(&x, &w, &b, 1e-5))?;
+        for threads in [2, 3] {
+            same_bytes(&with_threads(threads, || layer_norm(&x, &w, &b, 1e-5))?, &all)?;
+        }
+        for i in 0..4 {
+            same_bytes(&layer_norm(&x.narrow(0, i, 1)?, &w, &b, 1e-5)?, &all.narrow(0, i, 1)?)?;
+        }
+        assert!(layer_norm(&x, &w, &random(319, 3)?, 1e-5).is_err());
+        Ok(())
+    }
 }

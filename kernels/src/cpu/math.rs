@@ -92,8 +92,9 @@ fn gelu_tanh<const FUSED: bool>(x: f32) -> f32 {
     x * sigmoid::<FUSED>(SQRT_8_OVER_PI * x * mul_add::<FUSED>(0.044715 * x, x, 1.0))
 }
 
+/// [`activate`] within a function compiled for a level.
 #[inline(always)]
-fn activate_body<const FUSED: bool>(activation: Activation, x: &mut [f32]) {
+pub(crate) fn activate_body<const FUSED: bool>(activation: Activation, x: &mut [f32]) {
     // One loop a function, so that each vectorises.
     match activation {
         Activation::None => {}

@@ -1,5 +1,8 @@
 //! Work split into pieces.
 
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 /// Below this many steps of work (multiply-adds, or a few per element) waking another thread costs more than it saves.
@@ -13,6 +16,20 @@ pub(crate) fn for_each_piece(pieces: usize, steps: usize, run: impl Fn(usize) + 
         (0..pieces).for_each(run);
     } else {
         (0..pieces).into_par_iter().for_each(run);
+    }
+}
+
+/// Calls `run(i, chunk)` for the chunks of `items`, as [`for_each_piece`] does.
+pub(crate) fn for_each_chunk<T: Send>(
+    items: &mut [T],
+    chunk: usize,
+    steps: usize,
+    run: impl Fn(usize, &mut [T]) + Send + Sync,
+) {
+    if items.len() <= chunk || steps < WORTH_WAKING {
+        items.chunks_mut(chunk).enumerate().for_each(|(i, chunk)| run(i, chunk));
+    } else {
+        items.par_chunks_mut(chunk).enumerate().for_each(|(i, chunk)| run(i, chunk));
     }
 }
 
@@ -34,5 +51,14 @@ impl Shared {
     /// The element at `offset`, which must lie within the result.
     pub(crate) fn at(self, offset: usize) -> *mut f32 {
         self.0.wrapping_add(offset)
+    }
+
+    /// The elements in `range`, not initialised.
+    ///
+    /// # Safety
+    /// The range must lie within the result, which must outlive the slice, and nobody else may use it meanwhile.
+    pub(crate) unsafe fn slice<'a>(self, range: Range<usize>) -> &'a mut [MaybeUninit<f32>] {
+        // SAFETY: the caller's contract.
+        unsafe { std::slice::from_raw_parts_mut(self.at(range.start).cast(), range.len()) }
     }
 }
