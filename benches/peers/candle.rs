@@ -3,8 +3,12 @@
 //!
 //!     candle [ROUNDS]
 //!
-//! The outputs must agree before anything is timed. The UNet is SD 1.5's at two fifths of its width (candle's has no
-//! SDXL conditioning); the VAE is the published one. Prints the median milliseconds of both and their ratio.
+//! The UNet is SD 1.5's at two fifths of its width (candle's has no SDXL conditioning); the VAE is the published one.
+//! Prints the median milliseconds of both and their ratio.
+//!
+//! The outputs must agree before anything is timed. The UNets cannot agree further than to about 4e-4 of the largest
+//! value: candle computes GEGLU with the tanh approximation of GELU, diffusers and we with the exact one, and in
+//! diffusers too the one in place of the other moves this output by 1.07e-3 of 3.08.
 
 use std::time::Instant;
 
@@ -26,6 +30,7 @@ const PROMPT_CHANNELS: usize = 768;
 const VAE_CHANNELS: [usize; 4] = [128, 256, 512, 512];
 const TIMESTEP: f64 = 500.0;
 const SIDE: usize = 32;
+/// Of the output's largest value.
 const TOLERANCE: f32 = 1e-3;
 
 /// The same work by both; outputs are `(batch, height, width, channels)`.
@@ -37,22 +42,18 @@ struct Pair {
 
 fn main() -> Result<()> {
     let rounds = std::env::args().nth(1).map_or(Ok(5), |n| n.parse())?;
-    println!("{:44} {:>9} {:>9} {:>6}   largest difference", "work", "ours ms", "candle ms", "ratio");
+    println!("{:44} {:>9} {:>9} {:>6}   difference", "work", "ours ms", "candle ms", "ratio");
     for pair in [unet(1)?, unet(2)?, vae()?] {
-        let difference = ((pair.ours)()? - channels_last(&(pair.candle)()?)?)?.abs()?.max_all()?;
-        let difference = difference.to_scalar::<f32>()?;
-        ensure!(
-            difference <= TOLERANCE,
-            "{}: the outputs differ by {difference:e}, {TOLERANCE:e} is allowed",
-            pair.name
-        );
+        let difference = difference(&(pair.ours)()?, &channels_last(&(pair.candle)()?)?)?;
+        let name = pair.name;
+        ensure!(difference <= TOLERANCE, "{name}: differs by {difference:e}, {TOLERANCE:e} is allowed");
         let (mut ours, mut candle) = (Vec::new(), Vec::new());
         for _ in 0..rounds {
             ours.push(milliseconds(&pair.ours)?);
             candle.push(milliseconds(&pair.candle)?);
         }
         let (ours, candle) = (median(ours), median(candle));
-        println!("{:44} {ours:9.1} {candle:9.1} {:6.2}   {difference:.1e}", pair.name, ours / candle);
+        println!("{:44} {ours:9.1} {candle:9.1} {:6.2}   {difference:.1e}", name, ours / candle);
     }
     Ok(())
 }
@@ -126,6 +127,12 @@ fn wave(shape: impl Into<Shape>) -> Result<Tensor> {
 
 fn channels_last(x: &Tensor) -> Result<Tensor> {
     Ok(x.permute((0, 2, 3, 1))?.contiguous()?)
+}
+
+/// The largest difference, as a part of the largest value.
+fn difference(ours: &Tensor, candle: &Tensor) -> Result<f32> {
+    let largest = |t: Tensor| -> Result<f32> { Ok(t.abs()?.max_all()?.to_scalar()?) };
+    Ok(largest((ours - candle)?)? / largest(candle.clone())?)
 }
 
 fn milliseconds(run: &dyn Fn() -> Result<Tensor>) -> Result<f64> {
