@@ -49,12 +49,18 @@ pub struct ModelArgs {
     /// Safetensors file that replaces the model's UNet
     #[arg(long, value_name = "FILE", env = "SD_UNET_ID")]
     pub unet: Option<PathBuf>,
-    /// Safetensors file that replaces the model's VAE
+    /// Safetensors file, or folder with one and its config.json, that replaces the model's VAE
     #[arg(long, value_name = "FILE")]
     pub vae: Option<PathBuf>,
+    /// Encode and decode pictures in tiles: less memory for large pictures, seams are blended
+    #[arg(long)]
+    pub vae_tiling: bool,
     /// Folder of an SDXL refiner, which takes over for the last steps
     #[arg(long, value_name = "DIR")]
     pub refiner: Option<PathBuf>,
+    /// Part of the schedule that the base model does before the refiner: diffusers' denoising_end
+    #[arg(long, value_name = "PART", default_value_t = 0.8, requires = "refiner")]
+    pub denoising_end: f64,
     /// LoRA to merge, and by how much; may be given several times
     #[arg(long, value_name = "FILE[:SCALE]", value_parser = lora)]
     pub lora: Vec<LoraChoice>,

@@ -65,7 +65,7 @@ fn definition(q: &Tensor, k: &Tensor, v: &Tensor, sizes: Sizes, mask: Mask) -> R
 
 /// Queries of a piece of work, and keys of a pass over them: a block of scores stays in the second-level cache.
 const QUERIES: usize = 56;
-const KEYS: usize = 1024;
+const KEYS: usize = 512;
 
 fn on_cpu(level: Level, q: &Tensor, k: &Tensor, v: &Tensor, sizes: Sizes, mask: Mask) -> Result<Tensor> {
     let dtype = q.dtype();

@@ -49,9 +49,10 @@ impl Choice {
             },
             unet: args.unet.clone(),
             vae: args.vae.clone(),
+            vae_tiling: args.vae_tiling,
             refiner: args.refiner.clone(),
+            refiner_starts_at: Some(args.denoising_end),
             textual_inversions: args.textual_inversion.clone(),
-            ..LoadOptions::default()
         };
         Ok(Self { source: source(args.model.as_deref())?, options, loras })
     }

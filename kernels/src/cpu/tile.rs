@@ -93,6 +93,20 @@ unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(t: &Tile) {
                 panel = panel.add(PANEL);
             }
         }
+        if t.columns >= NV * S::LANES && !t.accumulate && t.residual.is_null() {
+            let mut bias = [S::zero(); NV];
+            if !t.bias.is_null() {
+                for (j, bias) in bias.iter_mut().enumerate() {
+                    *bias = S::load(t.bias.add(j * S::LANES));
+                }
+            }
+            for (i, acc) in acc.iter().enumerate() {
+                for (j, (&acc, &bias)) in acc.iter().zip(&bias).enumerate() {
+                    S::store(t.out.add(i * t.out_stride + j * S::LANES), S::add(acc, bias));
+                }
+            }
+            return;
+        }
         // Only this buffer is indexed by variables below: the sums themselves can then stay in registers above.
         let mut sums = [[0.0f32; 2 * PANEL]; MR];
         for (sums, acc) in sums.iter_mut().zip(&acc) {
