@@ -137,6 +137,11 @@ impl Pipeline {
         info
     }
 
+    /// Where it computes; other models of the same program belong there too.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// Merges exactly these LoRAs into the weights, undoing whatever was merged before. On an error nothing changes.
     ///
     /// An LCM-LoRA among them makes the LCM sampler, 4 steps and a guidance of 1 the defaults.
