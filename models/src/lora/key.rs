@@ -119,7 +119,8 @@ fn parse_dotted(stem: &str, part: Part) -> Key {
     while let Some((rest, found)) = PREFIXES.iter().find_map(|(p, t)| Some((path.strip_prefix(p)?, *t))) {
         (path, target) = (rest, found.or(target));
     }
-    let is_text = ["text_model.", "text_projection", "encoder.layers."].iter().any(|start| path.starts_with(start));
+    let is_text =
+        ["text_model.", "text_projection", "encoder.layers."].iter().any(|start| path.starts_with(start));
     let place = match target {
         Some(target) => Place::In(target),
         None if is_text => Place::SomeTextEncoder,
