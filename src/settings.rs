@@ -7,6 +7,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use aquatint_models::sampler::SamplerSettings;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::engine::LoraChoice;
@@ -59,6 +60,9 @@ pub struct ModelArgs {
     /// LCM-LoRA to merge: 8 steps at most and no guidance become the default
     #[arg(long, value_name = "FILE", env = "SD_LCM_LORA_ID")]
     pub lcm_lora: Option<PathBuf>,
+    /// Textual inversion to load, asked for by its token; may be given several times
+    #[arg(long, value_name = "FILE")]
+    pub textual_inversion: Vec<PathBuf>,
     /// Threads for computing; without it, as many as there are cores
     #[arg(long, value_name = "N", value_parser = number(1..=1024))]
     pub threads: Option<usize>,
@@ -116,7 +120,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "X", env = "SD_GUIDANCE", value_parser = guidance_scale)]
     pub guidance_scale: Option<f64>,
     /// Scheduler by its diffusers or web UI name, for example "DPM++ 2M Karras" [default: the model's]
-    #[arg(long, value_name = "NAME", env = "SD_SCHEDULER")]
+    #[arg(long, value_name = "NAME", env = "SD_SCHEDULER", value_parser = scheduler)]
     pub scheduler: Option<String>,
     /// Where the noise starts; without it one is drawn and printed. Picture i has seed + i
     #[arg(long, value_name = "N")]
@@ -207,7 +211,7 @@ pub struct Defaults {
     #[arg(long, value_name = "X", env = "SD_GUIDANCE", value_parser = guidance_scale)]
     pub guidance_scale: Option<f64>,
     /// Scheduler by its diffusers or web UI name [default: the model's]
-    #[arg(long, value_name = "NAME", env = "SD_SCHEDULER")]
+    #[arg(long, value_name = "NAME", env = "SD_SCHEDULER", value_parser = scheduler)]
     pub scheduler: Option<String>,
     /// How /refine works
     #[arg(long, value_name = "MODE", env = "REFINE_MODE", default_value = "img2img", value_parser = refine_mode)]
@@ -312,6 +316,10 @@ fn side(text: &str) -> Result<usize, String> {
     let side: usize = text.parse().map_err(|_| allowed.clone())?;
     let fits = side > 0 && side.is_multiple_of(8) && side <= MAX_SIDE_PX as usize;
     if fits { Ok(side) } else { Err(allowed) }
+}
+
+fn scheduler(text: &str) -> Result<String, String> {
+    SamplerSettings::web_ui_names(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
 fn unit_interval(text: &str) -> Result<f64, String> {

@@ -2,6 +2,8 @@
 
 use candle_core::{D, Result, Tensor, bail};
 
+use crate::cpu::{self, Level, Line, PANEL, Shared, by_level, for_each_piece, math};
+
 /// Which keys a query may see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mask {
@@ -21,7 +23,33 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Mask) -
     if heads == 0 || channels % heads != 0 {
         bail!("attention: {channels} channels cannot be divided into {heads} heads");
     }
-    let d = channels / heads;
+    if keys == 0 || k.dims() != [batch, keys, channels] || v.dims() != k.dims() {
+        bail!(
+            "attention: keys of shape {:?} and values of {:?} for queries of {:?}",
+            k.dims(),
+            v.dims(),
+            q.dims()
+        );
+    }
+    let sizes = Sizes { batch, heads, d: channels / heads, queries, keys };
+    if q.device().is_cpu() {
+        on_cpu(Level::best(), q, k, v, sizes, mask)
+    } else {
+        definition(q, k, v, sizes, mask)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Sizes {
+    batch: usize,
+    heads: usize,
+    d: usize,
+    queries: usize,
+    keys: usize,
+}
+
+fn definition(q: &Tensor, k: &Tensor, v: &Tensor, sizes: Sizes, mask: Mask) -> Result<Tensor> {
+    let Sizes { batch, heads, d, queries, keys } = sizes;
     let split = |t: &Tensor, n: usize| t.reshape((batch, n, heads, d))?.transpose(1, 2)?.contiguous();
     let (q, k, v) = (split(q, queries)?, split(k, keys)?, split(v, keys)?);
     let mut scores = (q.matmul(&k.t()?.contiguous()?)? * (1.0 / (d as f64).sqrt()))?;
@@ -32,5 +60,285 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Mask) -
     }
     let scores = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
     let weights = scores.broadcast_div(&scores.sum_keepdim(D::Minus1)?)?;
-    weights.matmul(&v)?.transpose(1, 2)?.reshape((batch, queries, channels))
+    weights.matmul(&v)?.transpose(1, 2)?.reshape((batch, queries, heads * d))
+}
+
+/// Queries of a piece of work, and keys of a pass over them: a block of scores stays in the second-level cache.
+const QUERIES: usize = 56;
+const KEYS: usize = 1024;
+
+fn on_cpu(level: Level, q: &Tensor, k: &Tensor, v: &Tensor, sizes: Sizes, mask: Mask) -> Result<Tensor> {
+    let dtype = q.dtype();
+    let (q, k, v) = (cpu::floats(q)?, cpu::floats(k)?, cpu::floats(v)?);
+    let (q, k, v) = (cpu::elements(&q)?, cpu::elements(&k)?, cpu::elements(&v)?);
+    let Sizes { batch, heads, d, queries, keys } = sizes;
+    let packed = Packed::new(&k, &v, sizes);
+    let blocks = queries.div_ceil(QUERIES).max(1);
+    let rows = queries.div_ceil(blocks).max(1);
+    let blocks = queries.div_ceil(rows);
+    let steps = 2 * batch * heads * d * queries * keys;
+    let fill = |out| {
+        let out = Shared::new(out);
+        for_each_piece(batch * heads * blocks, steps, |piece| {
+            let first = piece % blocks * rows;
+            let block = Block { head: piece / blocks, first, end: queries.min(first + rows), mask };
+            // SAFETY: `out` has the shape below; no two pieces have a head and a query in common.
+            unsafe { block.run(level, &q, &packed, sizes, out) };
+        });
+    };
+    // SAFETY: the pieces cover all heads of all queries.
+    unsafe { cpu::from_parts((batch, queries, heads * d), fill) }?.to_dtype(dtype)
+}
+
+/// Keys and values as panels for the matrix kernel, head after head.
+struct Packed {
+    lines: Vec<Line>,
+    /// Panels of 16 keys, and of 16 channels of the values.
+    key_panels: usize,
+    value_panels: usize,
+    sizes: Sizes,
+}
+
+impl Packed {
+    fn new(k: &[f32], v: &[f32], sizes: Sizes) -> Self {
+        let Sizes { batch, heads, d, keys, .. } = sizes;
+        let (key_panels, value_panels) = (keys.div_ceil(PANEL), d.div_ceil(PANEL));
+        let panels = key_panels + value_panels;
+        let mut packed = Self { lines: Vec::new(), key_panels, value_panels, sizes };
+        let len = batch * heads * packed.lines_of_a_head();
+        let mut lines = Vec::<Line>::with_capacity(len);
+        let shared = Shared::new(lines.as_mut_ptr().cast());
+        for_each_piece(batch * heads * panels, batch * heads * keys * d, |piece| {
+            let (head, panel) = (piece / panels, piece % panels);
+            let (is_key, panel, steps) =
+                if panel < key_panels { (true, panel, d) } else { (false, panel - key_panels, keys) };
+            let offset =
+                head * packed.lines_of_a_head() + if is_key { 0 } else { key_panels * d } + panel * steps;
+            // SAFETY: the panels follow each other in the capacity reserved above, and each piece has one of them.
+            let to = unsafe {
+                let to = shared.at(offset * PANEL).cast::<Line>();
+                to.write_bytes(0, steps);
+                std::slice::from_raw_parts_mut(to, steps)
+            };
+            let at = |key: usize| ((head / heads) * keys + key) * heads * d + head % heads * d;
+            if is_key {
+                for (lane, key) in (panel * PANEL..keys.min((panel + 1) * PANEL)).enumerate() {
+                    to.iter_mut().zip(&k[at(key)..][..d]).for_each(|(to, &k)| to.0[lane] = k);
+                }
+            } else {
+                let columns = panel * PANEL..d.min((panel + 1) * PANEL);
+                for (key, to) in to.iter_mut().enumerate() {
+                    to.0[..columns.len()].copy_from_slice(&v[at(key)..][columns.clone()]);
+                }
+            }
+        });
+        // SAFETY: the pieces have written all panels.
+        unsafe { lines.set_len(len) };
+        packed.lines = lines;
+        packed
+    }
+
+    fn lines_of_a_head(&self) -> usize {
+        self.key_panels * self.sizes.d + self.value_panels * self.sizes.keys
+    }
+
+    /// The panel of a head's keys that begins with key `first`, and the distance of panels in floats.
+    fn keys(&self, head: usize, first: usize) -> (*const f32, usize) {
+        let d = self.sizes.d;
+        (self.lines[head * self.lines_of_a_head() + first / PANEL * d..].as_ptr().cast(), d * PANEL)
+    }
+
+    /// The first panel of a head's values from key `first` on, and the distance of panels in floats.
+    fn values(&self, head: usize, first: usize) -> (*const f32, usize) {
+        let (d, keys) = (self.sizes.d, self.sizes.keys);
+        (
+            self.lines[head * self.lines_of_a_head() + self.key_panels * d + first..].as_ptr().cast(),
+            keys * PANEL,
+        )
+    }
+}
+
+/// A block of queries of one head, counted over the batch.
+struct Block {
+    head: usize,
+    first: usize,
+    end: usize,
+    mask: Mask,
+}
+
+impl Block {
+    /// Online softmax: the keys come in blocks, and what was summed is scaled down where a larger score appears.
+    /// Source: Milakov and Gimelshein 2018; Dao et al. 2022.
+    ///
+    /// # Safety
+    /// `out` must have room for the attention's result, and nobody else may write these queries of this head.
+    unsafe fn run(&self, level: Level, q: &[f32], packed: &Packed, sizes: Sizes, out: Shared) {
+        let Sizes { heads, d, queries, keys, .. } = sizes;
+        let channels = heads * d;
+        let at = |row: usize| ((self.head / heads) * queries + row) * channels + self.head % heads * d;
+        let rows: Vec<*const f32> = (self.first..self.end).map(|row| q[at(row)..][..d].as_ptr()).collect();
+        // A panel's width more than the block, so that rows do not lie a power of two apart.
+        let stride = KEYS.min(keys).next_multiple_of(PANEL) + PANEL;
+        let mut scores = vec![0.0; rows.len() * stride];
+        let mut softmax = vec![Softmax::START; rows.len()];
+        let seen = if self.mask == Mask::Causal { keys.min(self.end) } else { keys };
+        for first in (0..seen).step_by(KEYS) {
+            let len = KEYS.min(seen - first);
+            let columns = len.next_multiple_of(PANEL);
+            let to = (scores.as_mut_ptr(), stride, columns);
+            // SAFETY: the rows have `d` floats, the panels `d` steps, the scores room for `columns`.
+            unsafe { cpu::multiply_all(level, (&rows, d), packed.keys(self.head, first), to, false) };
+            for (i, (scores, state)) in scores.chunks_exact_mut(stride).zip(&mut softmax).enumerate() {
+                let row = self.first + i;
+                let visible =
+                    if self.mask == Mask::Causal { (row + 1).saturating_sub(first).min(len) } else { len };
+                let shrink = weigh(level, &mut scores[..columns], visible, 1.0 / (d as f32).sqrt(), state);
+                if first > 0 && shrink != 1.0 {
+                    // SAFETY: the row lies within the result, is this piece's own, and was written for the first keys.
+                    scale(level, unsafe { std::slice::from_raw_parts_mut(out.at(at(row)), d) }, shrink);
+                }
+            }
+            let score_rows: Vec<*const f32> = scores.chunks_exact(stride).map(<[f32]>::as_ptr).collect();
+            let to = (out.at(at(self.first)), channels, d);
+            // SAFETY: the scores have `len` floats a row, the values' panels as many steps; the rows are this piece's.
+            unsafe {
+                cpu::multiply_all(level, (&score_rows, len), packed.values(self.head, first), to, first > 0)
+            };
+        }
+        for (row, state) in (self.first..self.end).zip(&softmax) {
+            // SAFETY: the row lies within the result, is this piece's own and was written.
+            scale(level, unsafe { std::slice::from_raw_parts_mut(out.at(at(row)), d) }, 1.0 / state.sum);
+        }
+    }
+}
+
+/// The largest score of a row so far, and the sum of all weights relative to it.
+#[derive(Clone, Copy)]
+struct Softmax {
+    max: f32,
+    sum: f32,
+}
+
+impl Softmax {
+    const START: Self = Self { max: f32::NEG_INFINITY, sum: 0.0 };
+}
+
+/// Turns the first `visible` scores into weights `e^(factor (score - max))` and the others into 0; returns what the
+/// earlier weights must be multiplied by.
+#[inline(always)]
+fn weigh_body<const FUSED: bool>(
+    scores: &mut [f32],
+    visible: usize,
+    factor: f32,
+    state: &mut Softmax,
+) -> f32 {
+    scores[visible..].fill(f32::NEG_INFINITY);
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut largest = [state.max; PANEL];
+    for scores in scores.chunks_exact(PANEL) {
+        largest.iter_mut().zip(scores).for_each(|(m, &s)| *m = larger(*m, s));
+    }
+    let max = math::fold(largest, larger);
+    let offset = -max * factor;
+    let mut sums = [0.0; PANEL];
+    for scores in scores.chunks_exact_mut(PANEL) {
+        for (sum, s) in sums.iter_mut().zip(scores) {
+            *s = math::exp_below_88::<FUSED>(math::mul_add::<FUSED>(*s, factor, offset));
+            *sum += *s;
+        }
+    }
+    let shrink = if state.max == max { 1.0 } else { math::exp_below_88::<FUSED>((state.max - max) * factor) };
+    *state = Softmax { max, sum: state.sum * shrink + math::fold(sums, |a, b| a + b) };
+    shrink
+}
+
+#[inline(always)]
+fn scale_body<const FUSED: bool>(x: &mut [f32], factor: f32) {
+    x.iter_mut().for_each(|x| *x *= factor);
+}
+
+by_level! { fn weigh(scores: &mut [f32], visible: usize, factor: f32, state: &mut Softmax) -> f32 = weigh_body; }
+by_level! { fn scale(x: &mut [f32], factor: f32) = scale_body; }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_close, f64s, random, same_bytes, with_threads};
+
+    fn inputs(s: Sizes) -> Result<[Tensor; 3]> {
+        let channels = s.heads * s.d;
+        // Scores spread over several units, so that the softmax is neither flat nor a single key.
+        let q = (random((s.batch, s.queries, channels), 1)? * 6.0)?;
+        Ok([q, random((s.batch, s.keys, channels), 2)?, random((s.batch, s.keys, channels), 3)?])
+    }
+
+    fn sizes(batch: usize, heads: usize, d: usize, queries: usize, keys: usize) -> Sizes {
+        Sizes { batch, heads, d, queries, keys }
+    }
+
+    #[test]
+    fn every_level_gives_the_definition() -> Result<()> {
+        for s in [
+            sizes(1, 1, 1, 1, 1),
+            sizes(2, 3, 40, 30, 77),
+            sizes(1, 2, 64, 77, 77),
+            sizes(1, 1, 33, 13, 513),
+            sizes(2, 2, 8, 130, 1100),
+            sizes(1, 1, 512, 20, 40),
+        ] {
+            let [q, k, v] = inputs(s)?;
+            for mask in [Mask::None, Mask::Causal] {
+                let expected = f64s(&definition(&q, &k, &v, s, mask)?)?;
+                for level in Level::available() {
+                    assert_close(&on_cpu(level, &q, &k, &v, s, mask)?, &expected, 3e-6)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_causal_query_sees_nothing_behind_it() -> Result<()> {
+        let s = sizes(1, 2, 16, 70, 70);
+        let [q, k, v] = inputs(s)?;
+        let y = attention(&q, &k, &v, 2, Mask::Causal)?;
+        let (k, v) = (k.narrow(1, 0, 20)?, v.narrow(1, 0, 20)?);
+        let short = attention(&q.narrow(1, 0, 20)?, &k, &v, 2, Mask::Causal)?;
+        assert_close(&y.narrow(1, 0, 20)?, &f64s(&short)?, 1e-6)
+    }
+
+    #[test]
+    fn threads_and_batches_change_no_byte() -> Result<()> {
+        let s = sizes(3, 4, 32, 200, 600);
+        let [q, k, v] = inputs(s)?;
+        let all = with_threads(1, || attention(&q, &k, &v, 4, Mask::None))?;
+        for threads in [2, 3] {
+            same_bytes(&with_threads(threads, || attention(&q, &k, &v, 4, Mask::None))?, &all)?;
+        }
+        for i in 0..3 {
+            let one = |t: &Tensor| t.narrow(0, i, 1);
+            same_bytes(&attention(&one(&q)?, &one(&k)?, &one(&v)?, 4, Mask::None)?, &one(&all)?)?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn large_scores_stay_finite_and_nan_comes_through() -> Result<()> {
+        let s = sizes(1, 1, 16, 5, 20);
+        let [q, k, v] = inputs(s)?;
+        let y = attention(&(&q * 1e4)?, &k, &v, 1, Mask::None)?;
+        assert!(f64s(&y)?.iter().all(|v| v.is_finite()));
+        let y = attention(&(&q * f64::NAN)?, &k, &v, 1, Mask::None)?;
+        assert!(f64s(&y)?.iter().all(|v| v.is_nan()));
+        Ok(())
+    }
+
+    #[test]
+    fn wrong_shapes_are_refused() -> Result<()> {
+        let [q, k, v] = inputs(sizes(1, 2, 8, 4, 6))?;
+        assert!(attention(&q, &k, &v, 3, Mask::None).is_err());
+        assert!(attention(&q, &k, &v.narrow(1, 0, 5)?, 2, Mask::None).is_err());
+        assert!(attention(&q, &k.narrow(2, 0, 8)?, &v.narrow(2, 0, 8)?, 2, Mask::None).is_err());
+        Ok(())
+    }
 }

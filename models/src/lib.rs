@@ -18,6 +18,7 @@
 //!
 //! No networking, no async runtime, and no global randomness: noise comes from a seeded source in the request.
 
+pub mod caption;
 pub mod checkpoint;
 pub mod denoiser;
 pub mod error;
@@ -25,6 +26,7 @@ pub mod layers;
 pub mod lora;
 pub mod noise;
 pub mod pipeline;
+mod resample;
 pub mod sampler;
 pub mod schedule;
 pub mod text;

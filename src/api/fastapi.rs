@@ -166,7 +166,12 @@ pub async fn log_and_catch(request: Request, next: Next) -> Response {
     let response = polled.await.unwrap_or_else(|| {
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error").into_response()
     });
-    let elapsed_ms = started.elapsed().as_millis() as u64;
-    tracing::info!(%method, path, status = response.status().as_u16(), elapsed_ms, "request");
+    let (status, elapsed_ms) = (response.status().as_u16(), started.elapsed().as_millis() as u64);
+    // Every open page asks for /health every few hundred milliseconds.
+    if path == "/health" {
+        tracing::debug!(%method, path, status, elapsed_ms, "request");
+    } else {
+        tracing::info!(%method, path, status, elapsed_ms, "request");
+    }
     response.map(Body::new)
 }

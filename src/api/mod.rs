@@ -41,7 +41,7 @@ pub const ENDPOINTS: [&str; 4] = ["/generate", "/refine", "/health", "/benchmark
 
 /// The whole interface.
 pub fn router(app: App, origins: cors::Origins) -> Router {
-    Router::new()
+    let routes = Router::new()
         .route("/", only(Method::GET, page::index))
         .route("/page/style.css", only(Method::GET, page::style))
         .route("/page/page.js", only(Method::GET, page::script))
@@ -51,8 +51,10 @@ pub fn router(app: App, origins: cors::Origins) -> Router {
         .route("/benchmark", only(Method::GET, native::health::benchmark))
         .fallback(fastapi::not_found)
         .layer(from_fn(fastapi::log_and_catch))
-        .layer(from_fn_with_state(Arc::new(origins), cors::cors))
-        .with_state(app)
+        .with_state(app);
+    // Around the whole router, not around each route: axum adds `allow` outside of a route's layers, and a preflight
+    // has none.
+    Router::new().fallback_service(routes).layer(from_fn_with_state(Arc::new(origins), cors::cors))
 }
 
 /// A route with one method. Others get FastAPI's 405, HEAD too: FastAPI does not derive it from GET.

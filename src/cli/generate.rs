@@ -24,11 +24,6 @@ pub(super) fn run(args: &GenerateArgs) -> Result<(), Failure> {
 
     let mut backend = PipelineBackend::load(&choice.source, &choice.options)?;
     backend.set_loras(&choice.loras)?;
-    if backend.info().random_weights {
-        eprintln!(
-            "note: the built-in model has random weights, its pictures are coloured noise; --model DIR takes a trained one"
-        );
-    }
     let mut made = Vec::new();
     for (i, (path, format)) in targets.iter().enumerate() {
         let request = GenerationRequest { seed: seed.wrapping_add(i as u64), ..request.clone() };
@@ -51,6 +46,11 @@ pub(super) fn run(args: &GenerateArgs) -> Result<(), Failure> {
             ))?;
         }
         made.push((path, picture));
+    }
+    if backend.info().random_weights {
+        eprintln!(
+            "note: the built-in model has random weights, its pictures are coloured noise; --model DIR takes a trained one"
+        );
     }
     if args.json { print_json(&made) } else { Ok(()) }
 }

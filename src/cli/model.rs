@@ -32,6 +32,9 @@ impl Choice {
         for lora in &loras {
             weights_file("--lora", &lora.path)?;
         }
+        for inversion in &args.textual_inversion {
+            weights_file("--textual-inversion", inversion)?;
+        }
         let options = LoadOptions {
             precision: match args.dtype {
                 Precision::Auto => pipeline::Precision::Auto,
@@ -47,6 +50,7 @@ impl Choice {
             unet: args.unet.clone(),
             vae: args.vae.clone(),
             refiner: args.refiner.clone(),
+            textual_inversions: args.textual_inversion.clone(),
             ..LoadOptions::default()
         };
         Ok(Self { source: source(args.model.as_deref())?, options, loras })

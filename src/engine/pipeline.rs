@@ -30,8 +30,12 @@ impl Backend for PipelineBackend {
     }
 
     fn set_loras(&mut self, loras: &[LoraChoice]) -> Result<(), EngineError> {
-        for (report, lora) in self.pipeline.set_loras(loras)?.iter().zip(loras) {
-            tracing::info!(lora = %lora.path.display(), scale = lora.scale, ?report, "LoRA merged");
+        for report in self.pipeline.set_loras(loras)? {
+            let (path, layers, unmatched) = (report.path.display(), report.layers, report.unmatched.len());
+            tracing::info!(%path, format = ?report.format, layers, matched = report.matched, unmatched, "LoRA merged");
+            if let Some(example) = report.unmatched.first() {
+                tracing::warn!(%path, unmatched, example, "a part of the LoRA does not fit this model");
+            }
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! Everything that determined a picture: what its file carries and what replies echo.
 
+use aquatint_models::sampler::SamplerSettings;
 use serde::Serialize;
 
 use super::{GenerationRequest, LoraChoice, Mode, ModelInfo};
@@ -84,7 +85,8 @@ impl Recipe {
     ///
     /// Source: `create_infotext` in the web UI's `modules/processing.py`.
     pub fn parameters(&self) -> String {
-        let (sampler, schedule) = web_ui_names(&self.scheduler);
+        let unknown = |_| (self.scheduler.as_str(), "Automatic");
+        let (sampler, schedule) = SamplerSettings::web_ui_names(&self.scheduler).unwrap_or_else(unknown);
         let mut fields = vec![
             ("Steps", self.num_inference_steps.to_string()),
             ("Sampler", sampler.to_owned()),
@@ -135,15 +137,6 @@ fn quoted(value: &str) -> String {
     }
 }
 
-/// `DPM++ 2M Karras` is sampler `DPM++ 2M` with schedule type `Karras`.
-fn web_ui_names(scheduler: &str) -> (&str, &str) {
-    let types = ["Karras", "Exponential", "Beta"];
-    types
-        .iter()
-        .find_map(|kind| Some((scheduler.strip_suffix(kind)?.strip_suffix(' ')?, *kind)))
-        .unwrap_or((scheduler, "Automatic"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -176,6 +169,19 @@ mod tests {
             env!("CARGO_PKG_VERSION")
         );
         assert_eq!(recipe().parameters(), expected);
+    }
+
+    #[test]
+    fn names_samplers_as_the_web_ui_does() {
+        for (scheduler, expected) in [
+            ("EulerDiscreteScheduler", "Sampler: Euler, Schedule type: Automatic,"),
+            ("EulerAncestralDiscreteScheduler", "Sampler: Euler a, Schedule type: Automatic,"),
+            ("dpmpp_2m_karras", "Sampler: DPM++ 2M, Schedule type: Karras,"),
+            ("LCMScheduler", "Sampler: LCM, Schedule type: Automatic,"),
+        ] {
+            let text = Recipe { scheduler: scheduler.into(), ..recipe() }.parameters();
+            assert!(text.contains(expected), "{text}");
+        }
     }
 
     #[test]

@@ -1,1 +1,14 @@
-//! x
+//! Behaviour of the server and the command line, through their public interfaces.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod cli;
+mod cors;
+mod dependencies;
+mod fake;
+mod fastapi;
+mod generate;
+mod harness;
+mod health;
+mod load;
+mod refine;

@@ -83,7 +83,12 @@ impl Pieces {
         let total = rows_total * steps * panels_total * PANEL;
         let wanted = (rows * steps * panels_total * PANEL).div_ceil((total / 64).max(PIECE));
         let panels = panels_total.div_ceil(wanted).next_multiple_of(level.panels());
-        Self { row_pieces, rows, panel_pieces: panels_total.div_ceil(panels), panels }
+        Self {
+            row_pieces: rows_total.div_ceil(rows),
+            rows,
+            panel_pieces: panels_total.div_ceil(panels),
+            panels,
+        }
     }
 }
 

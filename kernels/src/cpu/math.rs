@@ -9,11 +9,11 @@ pub(crate) fn mul_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FUSED { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// `e^x` to 2 units in the last place. 0 where the result would be subnormal; NaN stays NaN.
+/// `e^x` for `x <= 88`, to 2 units in the last place. 0 where the result would be subnormal; NaN stays NaN.
 ///
 /// Source: the polynomial of Cephes' `expf` (Moshier) on `[-ln 2 / 2, ln 2 / 2]`.
 #[inline(always)]
-pub(crate) fn exp<const FUSED: bool>(x: f32) -> f32 {
+pub(crate) fn exp_below_88<const FUSED: bool>(x: f32) -> f32 {
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     // Adding 1.5 * 2^23 rounds to an integer and leaves it in the lowest bits.
@@ -28,9 +28,25 @@ pub(crate) fn exp<const FUSED: bool>(x: f32) -> f32 {
     }
     let p = mul_add::<FUSED>(p * r, r, r) + 1.0;
     let scaled = f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23));
-    // Comparisons that NaN fails, so that it comes through.
-    let scaled = if x < -87.336_54 { 0.0 } else { scaled };
-    if x > 88.722_83 { f32::INFINITY } else { scaled }
+    // A comparison that NaN fails, so that it comes through.
+    if x < -87.336_54 { 0.0 } else { scaled }
+}
+
+/// `e^x`, as [`exp_below_88`], for any `x`.
+#[inline(always)]
+pub(crate) fn exp<const FUSED: bool>(x: f32) -> f32 {
+    if x > 88.722_83 { f32::INFINITY } else { exp_below_88::<FUSED>(x) }
+}
+
+/// Folds sixteen lanes into one, halves first: the order is fixed, and each step is one instruction.
+#[inline(always)]
+pub(crate) fn fold(mut lanes: [f32; 16], f: impl Fn(f32, f32) -> f32) -> f32 {
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            lanes[i] = f(lanes[i], lanes[i + half]);
+        }
+    }
+    lanes[0]
 }
 
 /// `1 / (1 + e^-x)`
@@ -65,7 +81,7 @@ pub(crate) fn gelu<const FUSED: bool>(x: f32) -> f32 {
     for i in (0..7).rev() {
         p = mul_add::<FUSED>(p, t, P[i]);
     }
-    let tail = p * t * exp::<FUSED>(-0.5 * a * a);
+    let tail = p * t * exp_below_88::<FUSED>(-0.5 * a * a);
     x * if x < 0.0 { tail } else { 1.0 - tail }
 }
 

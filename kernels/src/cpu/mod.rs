@@ -11,6 +11,7 @@ mod tile;
 
 pub(crate) use gemm::{Epilogue, Rows, multiply};
 pub(crate) use level::{Level, by_level};
-pub(crate) use packed::PackedWeight;
+pub(crate) use packed::{Line, PackedWeight};
 pub(crate) use parallel::{Shared, for_each_piece};
 pub(crate) use tensor::{elements, floats, from_parts};
+pub(crate) use tile::{PANEL, multiply_all};

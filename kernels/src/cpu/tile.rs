@@ -168,3 +168,41 @@ pub(crate) unsafe fn multiply(level: Level, t: &Tile) {
         Level::Avx512 => unsafe { avx512(t) },
     }
 }
+
+/// `out (+)= rows * panels` for any number of rows and columns, one part of `len` steps.
+///
+/// # Safety
+/// Each row must be readable for `len` floats, each panel for `len` steps; `out` must be writable for `columns` floats
+/// at every `out_stride` and hold a part of the sum if `accumulate`; `level` must be one of [`Level::available`].
+pub(crate) unsafe fn multiply_all(
+    level: Level,
+    (rows, len): (&[*const f32], usize),
+    (panels, panel_stride): (*const f32, usize),
+    (out, out_stride, columns): (*mut f32, usize, usize),
+    accumulate: bool,
+) {
+    let width = level.panels() * PANEL;
+    let tiles = rows.len().div_ceil(level.rows());
+    for column in (0..columns).step_by(width) {
+        for i in 0..tiles {
+            let (first, end) = (i * rows.len() / tiles, (i + 1) * rows.len() / tiles);
+            let t = Tile {
+                rows: rows[first..].as_ptr(),
+                row_count: end - first,
+                parts: 1,
+                skip: 0,
+                len,
+                panels: panels.wrapping_add(column / PANEL * panel_stride),
+                panel_stride,
+                out: out.wrapping_add(first * out_stride + column),
+                out_stride,
+                columns: (columns - column).min(width),
+                accumulate,
+                bias: std::ptr::null(),
+                residual: std::ptr::null(),
+            };
+            // SAFETY: the caller's contract; the tile lies within it.
+            unsafe { multiply(level, &t) };
+        }
+    }
+}

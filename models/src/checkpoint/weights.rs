@@ -225,7 +225,7 @@ impl Weights {
 
     /// `name.weight` and `name.bias` of a group normalisation.
     pub fn group_norm(&self, name: &str, groups: usize, channels: usize, eps: f64) -> Result<GroupNorm> {
-        if groups == 0 || channels % groups != 0 {
+        if groups == 0 || !channels.is_multiple_of(groups) {
             let name = self.path(name);
             return Err(Error::invalid(format!(
                 "{name}: {channels} channels do not divide into {groups} groups"

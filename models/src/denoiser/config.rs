@@ -1,5 +1,7 @@
 //! `config.json` of diffusers' `UNet2DConditionModel`, and which of its values this UNet can be.
 
+use std::cmp::Ordering;
+
 use serde::Deserialize;
 
 use crate::{Error, Result};
@@ -156,17 +158,12 @@ impl UnetConfig {
         let blocks = self.block_out_channels.len();
         let bad = |text: String| Err(Error::invalid(format!("unet config: {text}")));
         for (key, only) in ONLY {
-            let allowed: Option<serde_json::Value> = serde_json::from_str(only).ok();
-            match (self.rest.get(key), allowed) {
-                (Some(value), Some(allowed))
-                    if value.as_f64().is_none() || value.as_f64() != allowed.as_f64() =>
-                {
-                    // `null` where a switch may stand means the switch is off.
-                    if *value != allowed && !value.is_null() {
-                        return bad(format!("{key} is {value}, only {allowed} is supported"));
-                    }
-                }
-                _ => {}
+            let Some(value) = self.rest.get(key) else { continue };
+            // `null` where a switch may stand means the switch is off; 1 and 1.0 are one number.
+            let same =
+                *value == only || (value.is_number() && value.as_f64() == only.parse().ok());
+            if !same && !value.is_null() {
+                return bad(format!("{key} is {value}, only {only} is supported"));
             }
         }
         if blocks == 0 || self.down_block_types.len() != blocks || self.up_block_types.len() != blocks {
@@ -201,15 +198,14 @@ impl UnetConfig {
         }
         match self.addition_embed_type.as_deref() {
             None => {}
+            Some("text_time")
+                if self.addition_time_embed_dim.is_some()
+                    && self.projection_class_embeddings_input_dim.is_some() => {}
             Some("text_time") => {
-                if self.addition_time_embed_dim.is_none()
-                    || self.projection_class_embeddings_input_dim.is_none()
-                {
-                    return bad(
-                        "text_time needs addition_time_embed_dim and projection_class_embeddings_input_dim"
-                            .to_owned(),
-                    );
-                }
+                return bad(
+                    "text_time needs addition_time_embed_dim and projection_class_embeddings_input_dim"
+                        .into(),
+                );
             }
             Some(other) => {
                 return bad(format!("addition_embed_type is {other:?}, text_time or none is supported"));
@@ -224,7 +220,7 @@ impl UnetConfig {
         }
         if self.in_channels == 0
             || self.out_channels == 0
-            || !(self.norm_eps > 0.0)
+            || self.norm_eps.partial_cmp(&0.0) != Some(Ordering::Greater)
             || self.downsample_padding > 1
         {
             return bad(format!(

@@ -203,7 +203,8 @@ impl UNet2DCondition {
             timestep_embedding(&ids, dim, config.flip_sin_to_cos, config.freq_shift, pooled.device())?;
         let given = pooled.dim(1)? + ids.len() / batch.max(1) * dim;
         let needed = config.projection_class_embeddings_input_dim.unwrap_or(0);
-        if given != needed || added.time_ids.len() != batch || ids.len() % batch.max(1) != 0 {
+        let even = added.time_ids.len() == batch && ids.len().is_multiple_of(batch);
+        if given != needed || !even {
             return Err(Error::invalid(format!(
                 "pooled_prompt_embeds and time_ids give {given} channels for {} of {batch} samples, the unet's \
                  projection_class_embeddings_input_dim is {needed}",

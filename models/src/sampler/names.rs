@@ -23,6 +23,8 @@ pub(super) struct Named {
 
 /// What a name was found to mean.
 pub(super) struct Found {
+    /// The name that listings show.
+    pub(super) name: &'static str,
     pub(super) kind: SamplerKind,
     pub(super) overrides: Overrides,
     /// The schedule type that the name ended in.
@@ -105,12 +107,12 @@ fn canonical(name: &str) -> String {
 /// The sampler of a name.
 pub(super) fn find(name: &str) -> Result<Found> {
     let wanted = canonical(name);
-    if let Some((kind, overrides)) = lookup(&wanted) {
-        return Ok(Found { kind, overrides, schedule_type: None });
+    if let Some(found) = lookup(&wanted) {
+        return Ok(found);
     }
     for schedule_type in &SCHEDULE_TYPES[..SUFFIXES] {
-        if let Some((kind, overrides)) = wanted.strip_suffix(&canonical(schedule_type)).and_then(lookup) {
-            return Ok(Found { kind, overrides, schedule_type: Some(schedule_type) });
+        if let Some(found) = wanted.strip_suffix(&canonical(schedule_type)).and_then(lookup) {
+            return Ok(Found { schedule_type: Some(schedule_type), ..found });
         }
     }
     let names: Vec<_> = NAMED.iter().map(|named| named.name).collect();
@@ -123,14 +125,15 @@ pub(super) fn find(name: &str) -> Result<Found> {
     )))
 }
 
-fn lookup(wanted: &str) -> Option<(SamplerKind, Overrides)> {
+fn lookup(wanted: &str) -> Option<Found> {
     let is = |named: &&Named| canonical(named.name) == wanted || named.aliases.contains(&wanted);
-    if let Some(named) = NAMED.iter().find(is) {
-        return Some((named.kind, named.overrides));
+    if let Some(Named { name, kind, overrides, .. }) = NAMED.iter().find(is) {
+        return Some(Found { name, kind: *kind, overrides: *overrides, schedule_type: None });
     }
     // A class says nothing beyond the config.
-    let class = SamplerKind::all().find(|kind| canonical(kind.class_name()) == wanted)?;
-    Some((class, |_| {}))
+    let kind = SamplerKind::all().find(|kind| canonical(kind.class_name()) == wanted)?;
+    let name = NAMED.iter().find(|named| named.kind == kind)?.name;
+    Some(Found { name, kind, overrides: |_| {}, schedule_type: None })
 }
 
 /// Puts a schedule type into a config. `None`: the config's own stays.

@@ -110,6 +110,16 @@ impl SamplerSettings {
         Ok(Self { eta, ..self })
     }
 
+    /// How the web UI calls what [`SamplerSettings::named`] finds: the sampler, and the schedule type that the name ends
+    /// in, else `Automatic`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] lists the names there are.
+    pub fn web_ui_names(name: &str) -> Result<(&'static str, &'static str)> {
+        let found = names::find(name)?;
+        Ok((found.name, found.schedule_type.unwrap_or("Automatic")))
+    }
+
     /// The names that [`SamplerSettings::named`] knows, as the web UI writes them.
     pub fn names() -> impl Iterator<Item = &'static str> {
         names::NAMED.iter().map(|named| named.name)

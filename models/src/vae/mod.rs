@@ -10,7 +10,6 @@ pub mod autoencoder_kl;
 mod blocks;
 pub mod config;
 pub mod key_map;
-mod lanczos;
 pub mod picture;
 pub mod taesd;
 pub mod tiling;

@@ -6,7 +6,7 @@ use aquatint_kernels::{rgb8, upsample_nearest};
 use candle_core::{Device, Tensor};
 use image::{GrayImage, RgbImage};
 
-use super::lanczos;
+use crate::resample::{self, Filter};
 use crate::{Error, Result};
 
 /// `(1, height, width, 3)` in -1..1.
@@ -85,7 +85,7 @@ fn resized(bytes: &[u8], channels: usize, from: (usize, usize), to: (usize, usiz
     if to.0.max(to.1) > MAX_SIDE_PX {
         return Err(refused(to.0, to.1));
     }
-    Ok(lanczos::resize(bytes, channels, from, to))
+    Ok(resample::resize(bytes, channels, from, to, Filter::Lanczos))
 }
 
 /// No model makes larger pictures, and larger sizes would overflow.

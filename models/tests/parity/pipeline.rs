@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use aquatint_models::checkpoint::synthetic;
-use aquatint_models::pipeline::{GenerationRequest, LoadOptions, Mode, ModelSource, Pipeline};
+use aquatint_models::pipeline::{GenerationRequest, LoadOptions, LoraChoice, Mode, ModelSource, Pipeline};
 use image::{GrayImage, Luma, Rgb, RgbImage};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
@@ -15,6 +15,7 @@ use crate::common::Fixture;
 
 /// A model folder written from a fixture, and the pipeline loaded from it.
 struct Model {
+    name: String,
     fixture: Fixture,
     cases: BTreeMap<String, Value>,
     pipeline: Pipeline,
@@ -30,7 +31,7 @@ impl Model {
         let folder = write_folder(&fixture, name);
         let cases = serde_json::from_str(fixture.text("cases")).unwrap();
         let pipeline = Pipeline::load(&ModelSource::Folder(folder), &options).unwrap();
-        Self { fixture, cases, pipeline }
+        Self { name: name.to_owned(), fixture, cases, pipeline }
     }
 
     /// The picture of a case, after `change` has had its way with the request.
@@ -40,13 +41,25 @@ impl Model {
         self.pipeline.generate(&request).unwrap()
     }
 
-    fn check(&self, case: &str) {
+    fn check(&mut self, case: &str) {
+        let scale = self.cases[case].get("lora").and_then(Value::as_f64);
+        self.merge(scale);
         let (beyond_1, worst) = self.compare(case, &self.picture(case, |_| {}));
         assert!(
             worst <= 2 && beyond_1 <= 0.01,
             "{case}: {:.2} % differ by more than 1, the worst by {worst}",
             beyond_1 * 100.0
         );
+    }
+
+    /// Merges the recorded LoRA with this scale, or takes it out.
+    fn merge(&mut self, scale: Option<f64>) {
+        let file = format!("tests/fixtures/pipeline_{}_lora.safetensors", self.name);
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+        let loras: Vec<_> = scale.map(|scale| LoraChoice::new(path, scale)).into_iter().collect();
+        for report in self.pipeline.set_loras(&loras).unwrap() {
+            assert!(report.unmatched.is_empty(), "{:?}", report.unmatched);
+        }
     }
 
     /// The part of values that differ by more than one level, and the largest difference.
@@ -153,8 +166,8 @@ fn picture(width: u32, height: u32) -> (RgbImage, GrayImage) {
 }
 
 fn check_all(name: &str) {
-    let model = Model::load(name);
-    for case in model.cases.keys() {
+    let mut model = Model::load(name);
+    for case in model.cases.clone().keys() {
         model.check(case);
     }
 }
@@ -207,12 +220,15 @@ fn the_fixtures_notice_every_input() {
         ("original_size", |r| r.micro_conditioning.original_size = Some((72, 64))),
     ];
     for (name, count) in [("sd15", 4), ("sdxl", 5)] {
-        let model = Model::load(name);
+        let mut model = Model::load(name);
         for case in ["txt2img", "img2img", "inpaint"] {
             for (what, change) in &changes[..count] {
                 let (beyond_1, worst) = model.compare(case, &model.picture(case, change));
                 assert!(worst > 2 || beyond_1 > 0.01, "{name} {case}: another {what} goes unnoticed");
             }
         }
+        model.merge(Some(0.9));
+        let (beyond_1, worst) = model.compare("lora", &model.picture("lora", |_| {}));
+        assert!(worst > 2 || beyond_1 > 0.01, "{name}: a LoRA scale of 0.9 for 0.8 goes unnoticed");
     }
 }

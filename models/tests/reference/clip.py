@@ -158,7 +158,7 @@ def chunks(tokenizer, parts):
     """Chunks of 75 tokens between begin and end, and the weights of all 77."""
     for texts in parts:
         tokens = [(i, w) for text, w in texts for i in tokenizer(text, add_special_tokens=False).input_ids]
-        for at in range(0, len(tokens), 75):
+        for at in range(0, max(1, len(tokens)), 75):
             part = tokens[at : at + 75]
             ids = [tokenizer.bos_token_id, *(i for i, _ in part), tokenizer.eos_token_id]
             weights = [1.0, *(w for _, w in part), 1.0]

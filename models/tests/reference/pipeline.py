@@ -31,6 +31,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+import clip
 import synthetic
 
 HERE = pathlib.Path(__file__).parent
@@ -163,6 +164,15 @@ def picture(height, width):
     return Image.fromarray(rgb), Image.fromarray(mask)
 
 
+# What diffusers has no syntax for: the prompt in the web UI's, and its parts with their weights.
+WEIGHTED = "a (red:1.4) cat, [blurry], ((house))"
+LONG = ", ".join(f"a {colour} {thing}" for colour in ("red", "blue", "green") for thing in ("cat", "dog", "house", "tree", "car", "boat", "hat", "sun"))
+PARTS = {
+    WEIGHTED: [[("a", 1.0), ("red", 1.4), ("cat,", 1.0), ("blurry", 1 / 1.1), (",", 1.0), ("house", 1.1**2)]],
+    LONG: [[(LONG, 1.0)]],
+    "": [[("", 1.0)]],
+}
+
 # What a request leaves out is 64x64, 6 steps, guidance 5, seed 7, no negative prompt.
 A, B = "a photo of a red cat", "blurry, low quality"
 CASES = {
@@ -175,6 +185,9 @@ CASES = {
         "euler_a": dict(prompt=A, scheduler="EulerAncestralDiscreteScheduler"),
         "dpm": dict(prompt=A, scheduler="DPMSolverMultistepScheduler"),
         "heun": dict(prompt=A, scheduler="HeunDiscreteScheduler"),
+        "weighted": dict(prompt=WEIGHTED, negative_prompt=""),
+        "long": dict(prompt=LONG, negative_prompt=""),
+        "lora": dict(prompt=A, negative_prompt=B, lora=0.8),
         "img2img": dict(prompt=A, negative_prompt=B, mode="img2img", strength=0.6, num_inference_steps=10),
         "img2img_lcm": dict(prompt=A, mode="img2img", strength=0.6, scheduler="LCMScheduler", guidance_scale=1.5),
         "inpaint": dict(prompt=A, negative_prompt=B, mode="inpaint", strength=0.8, num_inference_steps=10),
@@ -198,6 +211,9 @@ CASES = {
         "micro": dict(prompt=A, negative_prompt=B, original_size=(512, 384), crops_coords_top_left=(16, 8), target_size=(96, 64)),
         "lcm": dict(prompt=A, guidance_scale=1.0, num_inference_steps=4, scheduler="LCMScheduler"),
         "clip_skip": dict(prompt=A, negative_prompt=B, clip_skip=1),
+        "weighted": dict(prompt=WEIGHTED),
+        "long": dict(prompt=LONG),
+        "lora": dict(prompt=A, negative_prompt=B, lora=0.8),
         "img2img": dict(prompt=A, negative_prompt=B, mode="img2img", strength=0.5),
         "inpaint": dict(prompt=A, negative_prompt=B, mode="inpaint", strength=0.8),
     },
@@ -212,6 +228,33 @@ CASES = {
 }  # fmt: skip
 
 
+def encode(parts, prompt):
+    """The embeddings of a prompt of PARTS, as clip.py writes the formula out."""
+    xl = "text_encoder_2" in parts
+    embeds, _ = clip.emphasised(parts["tokenizer"], parts["text_encoder"], PARTS[prompt], xl)
+    if not xl:
+        return dict(prompt_embeds=embeds)
+    second, pooled = clip.emphasised(parts["tokenizer_2"], parts["text_encoder_2"], PARTS[prompt], True)
+    return dict(prompt_embeds=torch.cat([embeds, second], 2), pooled_prompt_embeds=pooled)
+
+
+def lora(name, parts):
+    """A kohya LoRA of rank 2 for all attentions, written beside the fixture."""
+    r, tensors = torch.Generator().manual_seed(3), {}
+    prefixes = dict(unet="lora_unet", text_encoder="lora_te1" if "text_encoder_2" in parts else "lora_te", text_encoder_2="lora_te2")
+    for component, prefix in prefixes.items():
+        modules = parts[component].named_modules() if parts.get(component) else []
+        for key, module in modules:
+            if isinstance(module, torch.nn.Linear) and key.split(".")[-1] in ("to_q", "to_v", "0", "q_proj", "k_proj", "v_proj", "out_proj") and "attn" in key:
+                layer = f"{prefix}_{key.replace('.', '_')}"
+                tensors[f"{layer}.lora_down.weight"] = torch.randn(2, module.in_features, generator=r) / module.in_features**0.5
+                tensors[f"{layer}.lora_up.weight"] = torch.randn(module.out_features, 2, generator=r) / 8
+                tensors[f"{layer}.alpha"] = torch.tensor(4.0)
+    path = FIXTURES / f"pipeline_{name}_lora.safetensors"
+    save_file({k: v.half() for k, v in tensors.items()}, path)
+    return path
+
+
 def run(name, parts, case):
     case = dict(height=64, width=64, num_inference_steps=6, guidance_scale=5.0) | case
     mode, scheduler = case.pop("mode", "txt2img"), case.pop("scheduler", None)
@@ -223,6 +266,12 @@ def run(name, parts, case):
     if mode == "img2img":
         del case["height"], case["width"]
     generator = torch.Generator().manual_seed(7)
+    scale = case.pop("lora", None)
+    if case["prompt"] in PARTS:
+        case |= encode(parts, case.pop("prompt"))
+        if "negative_prompt" in case:
+            negative = encode(parts, case.pop("negative_prompt"))["prompt_embeds"]
+            case["negative_prompt_embeds"] = negative.repeat(1, case["prompt_embeds"].shape[1] // 77, 1)
     if mode == "refine":
         del case["image"]
         base = StableDiffusionXLPipeline(**components("sdxl", 0), add_watermarker=False)
@@ -241,7 +290,15 @@ def run(name, parts, case):
     pipe.set_progress_bar_config(disable=True)
     if scheduler:
         pipe.scheduler = SCHEDULERS[scheduler].from_config(pipe.scheduler.config)
-    return np.asarray(pipe(**case, generator=generator).images[0])
+    if scale:
+        file = lora(name, parts)
+        pipe.load_lora_weights(str(file.parent), weight_name=file.name)
+        pipe.fuse_lora(lora_scale=scale)
+    pixels = np.asarray(pipe(**case, generator=generator).images[0])
+    if scale:
+        pipe.unfuse_lora()
+        pipe.unload_lora_weights()
+    return pixels
 
 
 @torch.no_grad()

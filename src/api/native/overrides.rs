@@ -1,6 +1,7 @@
 //! What `config` may change, and what holds where it does not.
 
 use crate::engine::GenerationRequest;
+use aquatint_models::sampler::SamplerSettings;
 use serde_json::{Map, Value};
 
 use super::fields::Fields;
@@ -40,7 +41,7 @@ impl Overrides {
             negative_prompt: config.text("negativePrompt")?.map(str::to_owned),
             steps: config.whole("steps", 1..=MAX_STEPS)?.map(|n| n as usize),
             guidance_scale: config.number("guidanceScale", 0.0..=MAX_GUIDANCE_SCALE)?,
-            scheduler: config.text("scheduler")?.map(str::to_owned),
+            scheduler: scheduler(&config)?,
             model: config.text("model")?.map(str::to_owned),
         })
     }
@@ -104,6 +105,12 @@ fn seed(config: &Fields<'_>) -> Result<u64, ApiError> {
         return Ok(random_seed());
     }
     Ok(config.whole("seed", 0..=u64::MAX)?.unwrap_or_else(random_seed))
+}
+
+fn scheduler(config: &Fields<'_>) -> Result<Option<String>, ApiError> {
+    let Some(name) = config.text("scheduler")? else { return Ok(None) };
+    SamplerSettings::web_ui_names(name).map_err(|error| ApiError::invalid(error.to_string()))?;
+    Ok(Some(name.to_owned()))
 }
 
 fn loras(config: &Fields<'_>, app: &App) -> Result<Vec<LoraChoice>, ApiError> {

@@ -1,0 +1,266 @@
+//! The program itself: exit codes, one-line errors, files.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// A folder of the test's own, empty at its start and gone at its end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("aquatint-it-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) {
+        let path = self.0.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// `aquatint` in a folder, with nothing from outside in its environment.
+fn aquatint(folder: &Folder, variables: &[(&str, &str)], arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_aquatint"));
+    command.current_dir(&folder.0).env_clear().envs(variables.iter().copied()).args(arguments);
+    command
+}
+
+fn run(folder: &Folder, variables: &[(&str, &str)], arguments: &[&str]) -> Output {
+    aquatint(folder, variables, arguments).output().unwrap()
+}
+
+fn error_line(output: &Output, what: &str) -> String {
+    let text = String::from_utf8(output.stderr.clone()).unwrap();
+    let mut lines = text.lines();
+    let line = lines.next().unwrap_or_default().to_owned();
+    assert!(line.starts_with("error: "), "{what}: {text}");
+    assert_eq!(lines.next(), None, "{what}: more than one line: {text}");
+    line
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+#[test]
+fn bad_input_is_one_line_and_exit_code_2() {
+    let folder = Folder::new("bad");
+    folder.write("pickle.ckpt", b"PK\x03\x04 archive/data.pkl");
+    folder.write("old.pt", b"\x80\x02}q\x00(X\x05\x00\x00\x00");
+    folder.write("short.safetensors", b"\x01\x00");
+    folder.write("cut.safetensors", b"\xff\x00\x00\x00\x00\x00\x00\x00{}");
+    folder.write("text.png", b"not a picture");
+    folder.write("empty/readme", b"");
+    folder.write("broken/model_index.json", b"{");
+    folder.write("flux/model_index.json", br#"{"_class_name": "FluxPipeline"}"#);
+    let wide = image::DynamicImage::new_luma8(5000, 1);
+    wide.save(folder.0.join("wide.png")).unwrap();
+    image::DynamicImage::new_rgb8(64, 64).save(folder.0.join("fine.png")).unwrap();
+
+    // What is given, and what the line names.
+    let table: &[(&[&str], &[&str])] = &[
+        (&[], &["<PROMPT>"]),
+        (&["a", "--prompt", "b"], &["--prompt"]),
+        (&["a", "--steps", "0"], &["--steps", "0", "1..=1000"]),
+        (&["a", "--steps", "1001"], &["--steps", "1..=1000"]),
+        (&["a", "--steps", "ten"], &["--steps", "ten"]),
+        (&["a", "--width", "0"], &["--width", "multiple of 8"]),
+        (&["a", "--width", "63"], &["--width", "63", "multiple of 8"]),
+        (&["a", "--height", "4104"], &["--height", "4096"]),
+        (&["a", "--height", "99999999999999999999"], &["--height", "4096"]),
+        (&["a", "--guidance-scale", "nan"], &["--guidance-scale", "0 to 30"]),
+        (&["a", "--guidance-scale=-1"], &["--guidance-scale", "0 to 30"]),
+        (&["a", "--scheduler", "Eulerr"], &["--scheduler", "Eulerr", "DPM++ 2M"]),
+        (&["a", "--seed", "-1"], &["-1"]),
+        (&["a", "--seed", "1.5"], &["--seed", "1.5"]),
+        (&["a", "--num-images", "0"], &["--num-images", "1..=1000"]),
+        (&["a", "--strength", "1.5", "--init-image", "fine.png"], &["--strength", "1.5", "0 to 1"]),
+        (&["a", "--strength", "0.001", "--init-image", "fine.png"], &["strength", "0.001"]),
+        (&["a", "--mask", "fine.png"], &["--init-image"]),
+        (&["a", "--init-image", "none.png"], &["--init-image", "none.png", "No such file"]),
+        (&["a", "--init-image", "text.png"], &["--init-image", "text.png", "PNG, JPEG or WebP"]),
+        (&["a", "--init-image", "wide.png"], &["--init-image", "5000x1", "4096"]),
+        (&["a", "--init-image", "fine.png", "--mask", "none.png"], &["--mask", "none.png"]),
+        (&["a", "--clip-skip", "99"], &["--clip-skip", "0..=31"]),
+        (&["a", "--dtype", "fp8"], &["--dtype", "fp8", "fp32, fp16, bf16"]),
+        (&["a", "--device", "tpu"], &["--device", "tpu", "cpu", "cuda"]),
+        (&["a", "--threads", "0"], &["--threads", "1..=1024"]),
+        (&["a", "--model", "none"], &["--model", "none", "no such folder", "diffusers layout"]),
+        (&["a", "--model", "org/name"], &["--model", "org/name", "not downloaded"]),
+        (&["a", "--model", "empty"], &["--model", "empty", "model_index.json"]),
+        (&["a", "--model", "pickle.ckpt"], &["--model", "pickle.ckpt", "diffusers layout"]),
+        (&["a", "--model", "broken"], &["model_index.json"]),
+        (&["a", "--model", "flux"], &["flux"]),
+        (&["a", "--refiner", "empty"], &["--refiner", "model_index.json"]),
+        (&["a", "--unet", "none.safetensors"], &["--unet", "none.safetensors", "No such file"]),
+        (&["a", "--unet", "pickle.ckpt"], &["--unet", "pickle.ckpt", "pickle"]),
+        (&["a", "--vae", "short.safetensors"], &["--vae", "short.safetensors"]),
+        (&["a", "--lora", "none.safetensors"], &["--lora", "none.safetensors", "No such file"]),
+        (&["a", "--lora", "old.pt:0.5"], &["--lora", "old.pt", "pickle"]),
+        (&["a", "--lora", "cut.safetensors"], &["--lora", "cut.safetensors", "truncated"]),
+        (&["a", "--lora", "x.safetensors:much"], &["--lora", "much", "not a number"]),
+        (&["a", "--lora", "empty"], &["--lora", "empty", "folder"]),
+        (&["a", "--lcm-lora", "none.safetensors"], &["none.safetensors"]),
+        (&["a", "--out", "a.gif"], &["--out", "a.gif", ".png"]),
+        (&["a", "--out", "none/a.png"], &["--out", "none/a.png", "folder"]),
+        (&["a", "--colour"], &["--colour"]),
+    ];
+    for (arguments, named) in table {
+        let all = [&["generate"], *arguments].concat();
+        let output = run(&folder, &[], &all);
+        let line = error_line(&output, &all.join(" "));
+        assert_eq!(output.status.code(), Some(2), "{all:?}: {line}");
+        for word in *named {
+            assert!(line.contains(word), "{all:?} does not name {word}: {line}");
+        }
+        assert_eq!(stdout(&output), "", "{all:?}");
+    }
+}
+
+#[test]
+fn settings_of_the_server_are_refused_by_name() {
+    let folder = Folder::new("settings");
+    let table: &[(&str, &str, &[&str])] = &[
+        ("REFINE_MODE", "caption", &["REFINE_MODE", "captioning model"]),
+        ("REFINE_MODE", "paint", &["REFINE_MODE", "img2img"]),
+        ("FLUX_MODEL", "dev", &["FLUX"]),
+        ("SD_MODEL_ID", "stabilityai/sdxl-turbo", &["stabilityai/sdxl-turbo", "not downloaded"]),
+        ("SD_LCM_LORA_ID", "none.safetensors", &["none.safetensors"]),
+        ("SD_SCHEDULER", "Eulerr", &["SD_SCHEDULER", "Eulerr"]),
+        ("SD_UNET_ID", "none.safetensors", &["--unet", "none.safetensors"]),
+        ("SD_PRECISION", "int4", &["SD_PRECISION", "int4"]),
+        ("SD_DEVICE", "tpu", &["SD_DEVICE", "tpu"]),
+        ("SD_NUM_IMAGES", "9", &["SD_NUM_IMAGES", "1..=8"]),
+        ("SD_STEPS", "0", &["SD_STEPS", "1..=150"]),
+        ("SD_GUIDANCE", "x", &["SD_GUIDANCE", "0 to 30"]),
+        ("PORT", "99999", &["PORT", "99999"]),
+        ("AQUATINT_LORA_DIR", "none", &["--lora-dir", "none"]),
+    ];
+    for (name, value, named) in table {
+        let output = run(&folder, &[(name, value)], &["serve"]);
+        let line = error_line(&output, name);
+        assert_eq!(output.status.code(), Some(2), "{name}={value}: {line}");
+        for word in *named {
+            assert!(line.contains(word), "{name}={value} does not name {word}: {line}");
+        }
+    }
+}
+
+#[test]
+fn the_built_in_model_makes_pictures() {
+    let folder = Folder::new("make");
+    let common = ["generate", "a red apple", "--steps", "2", "--seed", "7"];
+    let output = run(&folder, &[], &[&common[..], &["--num-images", "2", "--out", "x.png"]].concat());
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{stderr}");
+    assert_eq!(stdout(&output).lines().count(), 2);
+    assert!(stdout(&output).starts_with("x-0.png (seed 7, 2 steps, "), "{}", stdout(&output));
+    let second = std::fs::read(folder.0.join("x-1.png")).unwrap();
+
+    // Picture 1 of seed 7 is picture 0 of seed 8, whatever the number of threads.
+    let alone =
+        ["generate", "--prompt", "a red apple", "--steps", "2", "--seed", "8", "--threads", "1", "--json"];
+    let output = run(&folder, &[], &alone);
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["images"][0]["path"], "aquatint-8.png");
+    assert_eq!(json["images"][0]["parameters"]["seed"], 8);
+    assert_eq!(std::fs::read(folder.0.join("aquatint-8.png")).unwrap(), second);
+
+    let painted = image::open(folder.0.join("aquatint-8.png")).unwrap();
+    let again = ["--init-image", "aquatint-8.png", "--strength", "0.5", "--out", "y.jpg"];
+    let output = run(&folder, &[], &[&common[..], &again].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let refined = image::open(folder.0.join("y.jpg")).unwrap();
+    assert_eq!((refined.width(), refined.height()), (painted.width(), painted.height()));
+    let left: Vec<_> = std::fs::read_dir(&folder.0).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 4, "nothing else is left behind: {left:?}");
+}
+
+#[test]
+fn models_are_listed() {
+    let folder = Folder::new("models");
+    folder.write("m/b/model_index.json", br#"{"_class_name": "StableDiffusionXLPipeline"}"#);
+    folder.write("m/a/model_index.json", br#"{"_class_name": "FluxPipeline"}"#);
+    folder.write("m/c/other.json", b"{}");
+    let output = run(&folder, &[], &["models", "--models-dir", "m"]);
+    let text = stdout(&output);
+    assert!(text.starts_with("builtin  "), "{text}");
+    assert!(text.contains("m/a  FluxPipeline (not supported)\nm/b  StableDiffusionXLPipeline\n"), "{text}");
+    let output = run(&folder, &[("AQUATINT_MODELS_DIR", "m")], &["models", "--json"]);
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["models"].as_array().unwrap().len(), 3);
+    let missing = run(&folder, &[], &["models", "--models-dir", "none"]);
+    assert_eq!(missing.status.code(), Some(2));
+    assert!(error_line(&missing, "none").contains("--models-dir none"));
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    let folder = Folder::new("help");
+    for arguments in [&["--help"][..], &["--version"], &["generate", "--help"], &["serve", "--help"]] {
+        let output = run(&folder, &[("HF_TOKEN", "hf_secret")], arguments);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+        assert!(!stdout(&output).is_empty() && !stdout(&output).contains("hf_secret"));
+    }
+    assert_eq!(run(&folder, &[], &["paint"]).status.code(), Some(2));
+}
+
+/// The port of a server that has just been started: it is on the first line that says so.
+fn port_of(log: &Path) -> u16 {
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(20) {
+        let text = std::fs::read_to_string(log).unwrap_or_default();
+        if let Some((_, rest)) = text.split_once("listening on http://127.0.0.1:") {
+            let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+            return digits.parse().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("it does not listen: {}", std::fs::read_to_string(log).unwrap_or_default());
+}
+
+#[test]
+fn the_server_ends_well_when_told_to() {
+    let folder = Folder::new("serve");
+    let log = folder.0.join("log");
+    let arguments = ["serve", "--port", "0", "--log-format", "json"];
+    let mut server = aquatint(&folder, &[("HF_TOKEN", "hf_secret")], &arguments)
+        .stderr(Stdio::from(std::fs::File::create(&log).unwrap()))
+        .spawn()
+        .unwrap();
+    let port = port_of(&log);
+    let taken = run(&folder, &[], &["serve", "--port", &port.to_string()]);
+    assert_eq!(taken.status.code(), Some(1), "a taken port is not the input's fault");
+    assert!(String::from_utf8_lossy(&taken.stderr).contains("cannot listen on 127.0.0.1"));
+
+    let killed = Command::new("kill").args(["-TERM", &server.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    assert_eq!(server.wait().unwrap().code(), Some(0));
+    let log = std::fs::read_to_string(&log).unwrap();
+    assert!(log.contains("HF_TOKEN has no effect") && !log.contains("hf_secret"), "{log}");
+    for line in log.lines() {
+        serde_json::from_str::<Value>(line).unwrap();
+    }
+}
+
+#[test]
+fn a_model_that_does_not_load_ends_the_server() {
+    let folder = Folder::new("unloadable");
+    folder.write("broken/model_index.json", br#"{"_class_name": "FluxPipeline"}"#);
+    let output = run(&folder, &[("SD_MODEL_ID", "broken")], &["serve", "--port", "0"]);
+    assert_eq!(output.status.code(), Some(2));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.lines().last().unwrap().starts_with("error: "), "{text}");
+}
