@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use aquatint_models::sampler::SamplerSettings;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
 
 use crate::engine::LoraChoice;
 use crate::picture::MAX_SIDE_PX;
@@ -48,12 +49,18 @@ pub struct ModelArgs {
     /// Safetensors file that replaces the model's UNet
     #[arg(long, value_name = "FILE", env = "SD_UNET_ID")]
     pub unet: Option<PathBuf>,
-    /// Safetensors file that replaces the model's VAE
+    /// Safetensors file, or folder with one and its config.json, that replaces the model's VAE
     #[arg(long, value_name = "FILE")]
     pub vae: Option<PathBuf>,
+    /// Encode and decode pictures in tiles: less memory for large pictures, seams are blended
+    #[arg(long)]
+    pub vae_tiling: bool,
     /// Folder of an SDXL refiner, which takes over for the last steps
     #[arg(long, value_name = "DIR")]
     pub refiner: Option<PathBuf>,
+    /// Part of the schedule that the base model does before the refiner: diffusers' denoising_end
+    #[arg(long, value_name = "PART", default_value_t = 0.8, requires = "refiner")]
+    pub denoising_end: f64,
     /// LoRA to merge, and by how much; may be given several times
     #[arg(long, value_name = "FILE[:SCALE]", value_parser = lora)]
     pub lora: Vec<LoraChoice>,
@@ -184,6 +191,9 @@ pub struct ServeArgs {
     /// Folder of LoRAs that requests may name, each by its file name without .safetensors
     #[arg(long, value_name = "DIR", env = "AQUATINT_LORA_DIR")]
     pub lora_dir: Option<PathBuf>,
+    /// Folder of a BLIP captioning model, for --refine-mode caption
+    #[arg(long, value_name = "DIR", env = "SD_CAPTION_MODEL_ID")]
+    pub caption_model: Option<PathBuf>,
     /// How log lines look
     #[arg(long, value_name = "FORMAT", env = "AQUATINT_LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,
@@ -214,7 +224,7 @@ pub struct Defaults {
     #[arg(long, value_name = "NAME", env = "SD_SCHEDULER", value_parser = scheduler)]
     pub scheduler: Option<String>,
     /// How /refine works
-    #[arg(long, value_name = "MODE", env = "REFINE_MODE", default_value = "img2img", value_parser = refine_mode)]
+    #[arg(long, value_name = "MODE", env = "REFINE_MODE", default_value = "img2img")]
     pub refine_mode: RefineMode,
 }
 
@@ -226,10 +236,14 @@ pub const MAX_STEPS: u64 = 150;
 pub const MAX_GUIDANCE_SCALE: f64 = 30.0;
 
 /// How `/refine` works.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[value(rename_all = "lower")]
+#[serde(rename_all = "lowercase")]
 pub enum RefineMode {
     /// Each picture is the start of its own image-to-image run.
     Img2Img,
+    /// The pictures are captioned, and new ones made from the captions and the prompt; needs --caption-model.
+    Caption,
 }
 
 /// What log lines look like.
@@ -352,17 +366,6 @@ fn lora(text: &str) -> Result<LoraChoice, String> {
         return Err("FILE or FILE:SCALE is needed".into());
     }
     Ok(LoraChoice::new(path, scale))
-}
-
-/// The captioning way of the replaced service needs a captioning model; this is where its name will be accepted.
-fn refine_mode(text: &str) -> Result<RefineMode, String> {
-    match text {
-        "img2img" => Ok(RefineMode::Img2Img),
-        "caption" => {
-            Err("REFINE_MODE=caption needs a captioning model, which is not built yet: use img2img".into())
-        }
-        _ => Err("img2img is needed".into()),
-    }
 }
 
 fn no_flux(_: &str) -> Result<String, String> {

@@ -1,13 +1,13 @@
 //! From flags to a model, checked before anything large is read.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use aquatint_models::checkpoint::safetensors_file::SafetensorsFile;
 use aquatint_models::pipeline::{self, LoadOptions, ModelSource};
 
 use super::Failure;
 use crate::engine::{EngineError, LoraChoice};
-use crate::settings::{DeviceChoice, ModelArgs, Precision};
+use crate::settings::{DeviceChoice, ModelArgs, Precision, RefineMode, ServeArgs};
 
 /// What to load, and the LoRAs to merge into it.
 pub(super) struct Choice {
@@ -25,7 +25,7 @@ impl Choice {
             weights_file("--vae", vae)?;
         }
         if let Some(refiner) = &args.refiner {
-            folder("--refiner", refiner)?;
+            folder("--refiner", refiner, DIFFUSERS)?;
         }
         let lcm = args.lcm_lora.iter().map(|path| LoraChoice { path: path.clone(), scale: 1.0, lcm: true });
         let loras: Vec<_> = args.lora.iter().cloned().chain(lcm).collect();
@@ -49,9 +49,10 @@ impl Choice {
             },
             unet: args.unet.clone(),
             vae: args.vae.clone(),
+            vae_tiling: args.vae_tiling,
             refiner: args.refiner.clone(),
+            refiner_starts_at: Some(args.denoising_end),
             textual_inversions: args.textual_inversion.clone(),
-            ..LoadOptions::default()
         };
         Ok(Self { source: source(args.model.as_deref())?, options, loras })
     }
@@ -68,40 +69,70 @@ fn source(model: Option<&str>) -> Result<ModelSource, Failure> {
     match model {
         None | Some("builtin") => Ok(ModelSource::Builtin),
         Some(text) => {
-            let path = Path::new(text);
-            if !path.exists() && looks_like_a_hub_id(text) {
-                return Err(Failure::BadInput(format!(
-                    "--model {text}: no such folder, and models are not downloaded from the Hugging Face hub yet: \
-                     give a folder in the diffusers layout"
-                )));
-            }
-            folder("--model", path)?;
-            Ok(ModelSource::Folder(path.to_owned()))
+            folder("--model", Path::new(text), DIFFUSERS)?;
+            Ok(ModelSource::Folder(text.into()))
         }
     }
 }
 
+/// The captioning model's folder, for a server whose `/refine` needs one.
+pub(super) fn caption_model(args: &ServeArgs) -> Result<Option<PathBuf>, Failure> {
+    match (args.defaults.refine_mode, &args.caption_model) {
+        (RefineMode::Caption, Some(path)) => {
+            folder("--caption-model", path, BLIP)?;
+            Ok(Some(path.clone()))
+        }
+        (RefineMode::Caption, None) => Err(Failure::BadInput(
+            "--refine-mode caption (REFINE_MODE) needs a captioning model: \
+             give BLIP's folder as --caption-model (SD_CAPTION_MODEL_ID)"
+                .into(),
+        )),
+        (RefineMode::Img2Img, given) => {
+            if given.is_some() {
+                tracing::warn!(
+                    "--caption-model (SD_CAPTION_MODEL_ID) has no effect: --refine-mode is img2img"
+                );
+            }
+            Ok(None)
+        }
+    }
+}
+
+/// What a model's folder must look like.
+struct Layout {
+    /// The file that every such folder holds.
+    index: &'static str,
+    /// The rule, for errors.
+    allowed: &'static str,
+}
+
+const DIFFUSERS: Layout =
+    Layout { index: "model_index.json", allowed: "a model is a folder in the diffusers layout" };
+const BLIP: Layout =
+    Layout { index: "config.json", allowed: "a captioning model is BLIP's folder as published" };
+
 /// `organisation/name`
-fn looks_like_a_hub_id(text: &str) -> bool {
+fn looks_like_a_hub_id(path: &Path) -> bool {
     let plain = |part: &str| {
         !part.is_empty()
             && !part.starts_with('.')
             && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
     };
-    text.split_once('/').is_some_and(|(owner, name)| plain(owner) && plain(name))
+    path.to_string_lossy().split_once('/').is_some_and(|(owner, name)| plain(owner) && plain(name))
 }
 
-fn folder(flag: &str, path: &Path) -> Result<(), Failure> {
-    let reason = if !path.exists() {
-        "no such folder"
+fn folder(flag: &str, path: &Path, Layout { index, allowed }: Layout) -> Result<(), Failure> {
+    let reason = if !path.exists() && looks_like_a_hub_id(path) {
+        "no such folder, and models are not downloaded from the Hugging Face hub yet".to_owned()
+    } else if !path.exists() {
+        "no such folder".to_owned()
     } else if !path.is_dir() {
-        "is a file"
-    } else if !path.join("model_index.json").is_file() {
-        "holds no model_index.json"
+        "is a file".to_owned()
+    } else if !path.join(index).is_file() {
+        format!("holds no {index}")
     } else {
         return Ok(());
     };
-    let allowed = "a model is a folder in the diffusers layout";
     Err(Failure::BadInput(format!("{flag} {}: {reason}: {allowed}", path.display())))
 }
 

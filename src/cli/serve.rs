@@ -1,5 +1,6 @@
 //! `aquatint serve`: the engine, the queue and the HTTP interface put together.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Failure;
-use super::model::{Choice, use_threads};
+use super::model::{Choice, caption_model, use_threads};
 use crate::api::cors::Origins;
 use crate::api::{App, LoraRegistry, server};
 use crate::engine::pipeline::PipelineBackend;
@@ -23,6 +24,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
         tracing::warn!("{name} has no effect: {why}");
     }
     let choice = Choice::new(&args.model)?;
+    let caption_model = caption_model(&args)?;
     let loras = match &args.lora_dir {
         Some(folder) => LoraRegistry::scan(folder)
             .map_err(|error| Failure::BadInput(format!("--lora-dir {}: {error}", folder.display())))?,
@@ -30,13 +32,18 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
     };
     use_threads(args.model.threads)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(other)?;
-    let served = runtime.block_on(serve(args, choice, loras));
+    let served = runtime.block_on(serve(args, choice, caption_model, loras));
     // Connections that outlived the drain deadline must not keep the program.
     runtime.shutdown_background();
     served
 }
 
-async fn serve(args: ServeArgs, choice: Choice, loras: LoraRegistry) -> Result<(), Failure> {
+async fn serve(
+    args: ServeArgs,
+    choice: Choice,
+    caption_model: Option<PathBuf>,
+    loras: LoraRegistry,
+) -> Result<(), Failure> {
     let address = format!("{}:{}", args.host, args.port);
     let listener = TcpListener::bind((args.host.as_str(), args.port))
         .await
@@ -48,7 +55,13 @@ async fn serve(args: ServeArgs, choice: Choice, loras: LoraRegistry) -> Result<(
     let queue = LocalQueue::new(args.queue_size);
     let lcm = choice.loras.iter().any(|lora| lora.lcm);
     let always = choice.loras.clone();
-    let load = move || PipelineBackend::load(&choice.source, &choice.options);
+    let load = move || {
+        let backend = PipelineBackend::load(&choice.source, &choice.options)?;
+        match &caption_model {
+            Some(folder) => backend.with_captioner(folder),
+            None => Ok(backend),
+        }
+    };
     let (engine, thread) = Engine::spawn(load, always, Arc::new(queue.clone())).map_err(other)?;
     let app = App {
         queue: Arc::new(queue.clone()),

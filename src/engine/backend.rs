@@ -16,6 +16,9 @@ pub trait Backend {
     /// Merges exactly these LoRAs, taking out those merged before, also those of a merge that failed.
     fn set_loras(&mut self, loras: &[LoraChoice]) -> Result<(), EngineError>;
 
+    /// Says in a few English words what a picture shows; an error where no captioning model was loaded.
+    fn caption(&self, image: &RgbImage) -> Result<String, EngineError>;
+
     /// Encodes the prompt and draws the noise.
     fn start(&self, request: &GenerationRequest) -> Result<Self::Denoising, EngineError>;
 

@@ -10,10 +10,13 @@ use super::recipe::Recipe;
 use super::{Backend, Denoising, EngineError, GenerationRequest, LoraChoice};
 
 /// What a caller wants.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Work {
     /// The pictures, made in this order.
     pub requests: Vec<GenerationRequest>,
+    /// Pictures to caption first. Where there are any, each prompt becomes
+    /// `Based on: {captions}. Incorporate: {prompt}`.
+    pub based_on: Vec<RgbImage>,
     /// LoRAs for all of them, beyond those the server was started with.
     pub loras: Vec<LoraChoice>,
 }

@@ -1,7 +1,8 @@
-//! The real backend: `aquatint_models`' pipeline.
+//! The real backend: `aquatint_models`' pipeline, and its captioner beside it.
 
 use std::path::Path;
 
+use aquatint_models::caption::Captioner;
 use aquatint_models::pipeline::{self, LoadOptions, ModelSource, Pipeline};
 use image::RgbImage;
 
@@ -10,12 +11,19 @@ use super::{Backend, Denoising, EngineError, GenerationRequest, LoraChoice, Mode
 /// A pipeline on its device.
 pub struct PipelineBackend {
     pipeline: Pipeline,
+    captioner: Option<Captioner>,
 }
 
 impl PipelineBackend {
     /// Reads the model's files.
     pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<Self, EngineError> {
-        Ok(Self { pipeline: Pipeline::load(source, options)? })
+        Ok(Self { pipeline: Pipeline::load(source, options)?, captioner: None })
+    }
+
+    /// Reads a captioning model's folder too, onto the same device.
+    pub fn with_captioner(self, folder: &Path) -> Result<Self, EngineError> {
+        let captioner = Captioner::load(folder, self.pipeline.device())?;
+        Ok(Self { captioner: Some(captioner), ..self })
     }
 }
 
@@ -38,6 +46,11 @@ impl Backend for PipelineBackend {
             }
         }
         Ok(())
+    }
+
+    fn caption(&self, image: &RgbImage) -> Result<String, EngineError> {
+        let missing = || EngineError::Failed("no captioning model is loaded".into());
+        Ok(self.captioner.as_ref().ok_or_else(missing)?.caption(image)?)
     }
 
     fn start(&self, request: &GenerationRequest) -> Result<Self::Denoising, EngineError> {

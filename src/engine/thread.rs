@@ -150,10 +150,10 @@ impl<B: Backend> Loop<'_, B> {
     /// Serves until there are no more jobs or the model is broken, and says which.
     fn serve(mut self, jobs: &dyn JobSource) -> EngineError {
         let mut panics = 0;
-        while let Some(job) = jobs.next() {
+        while let Some(mut job) = jobs.next() {
             let mut panicked = true;
             let reply = catch(|| {
-                let reply = self.run(&job);
+                let reply = self.run(&mut job);
                 panicked = false;
                 reply
             });
@@ -173,11 +173,12 @@ impl<B: Backend> Loop<'_, B> {
         EngineError::Stopping
     }
 
-    fn run(&mut self, job: &Job) -> Reply {
+    fn run(&mut self, job: &mut Job) -> Reply {
         if job.reply.is_closed() {
             return Err(EngineError::Cancelled);
         }
         let loras = self.merge(&job.work.loras)?;
+        self.caption(job)?;
         let pictures = job.work.requests.len();
         let mut made = Vec::with_capacity(pictures);
         for (picture, request) in job.work.requests.iter().enumerate() {
@@ -189,6 +190,25 @@ impl<B: Backend> Loop<'_, B> {
             made.push(job::make(&self.backend, request, &loras, &mut on_step)?);
         }
         Ok(made)
+    }
+
+    /// Tells the prompts what the pictures show that the work is based on.
+    fn caption(&self, job: &mut Job) -> Result<(), EngineError> {
+        if job.work.based_on.is_empty() {
+            return Ok(());
+        }
+        let mut captions = Vec::with_capacity(job.work.based_on.len());
+        for image in &job.work.based_on {
+            if job.reply.is_closed() {
+                return Err(EngineError::Cancelled);
+            }
+            captions.push(self.backend.caption(image)?);
+        }
+        let captions = captions.join("; ");
+        for request in &mut job.work.requests {
+            request.prompt = format!("Based on: {captions}. Incorporate: {}", request.prompt);
+        }
+        Ok(())
     }
 
     fn merge(&mut self, wanted: &[LoraChoice]) -> Result<Vec<LoraChoice>, EngineError> {

@@ -7,17 +7,17 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 /// A folder of the test's own, empty at its start and gone at its end.
-struct Folder(PathBuf);
+pub(crate) struct Folder(pub(crate) PathBuf);
 
 impl Folder {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("aquatint-it-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&path);
         std::fs::create_dir_all(&path).unwrap();
         Self(path)
     }
 
-    fn write(&self, name: &str, bytes: &[u8]) {
+    pub(crate) fn write(&self, name: &str, bytes: &[u8]) {
         let path = self.0.join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, bytes).unwrap();
@@ -31,7 +31,7 @@ impl Drop for Folder {
 }
 
 /// `aquatint` in a folder, with nothing from outside in its environment.
-fn aquatint(folder: &Folder, variables: &[(&str, &str)], arguments: &[&str]) -> Command {
+pub(crate) fn aquatint(folder: &Folder, variables: &[(&str, &str)], arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_aquatint"));
     command.current_dir(&folder.0).env_clear().envs(variables.iter().copied()).args(arguments);
     command
@@ -133,8 +133,12 @@ fn bad_input_is_one_line_and_exit_code_2() {
 fn settings_of_the_server_are_refused_by_name() {
     let folder = Folder::new("settings");
     let table: &[(&str, &str, &[&str])] = &[
-        ("REFINE_MODE", "caption", &["REFINE_MODE", "captioning model"]),
-        ("REFINE_MODE", "paint", &["REFINE_MODE", "img2img"]),
+        (
+            "REFINE_MODE",
+            "caption",
+            &["--refine-mode caption", "REFINE_MODE", "--caption-model", "SD_CAPTION_MODEL_ID"],
+        ),
+        ("REFINE_MODE", "paint", &["REFINE_MODE", "img2img, caption"]),
         ("FLUX_MODEL", "dev", &["FLUX"]),
         ("SD_MODEL_ID", "stabilityai/sdxl-turbo", &["stabilityai/sdxl-turbo", "not downloaded"]),
         ("SD_LCM_LORA_ID", "none.safetensors", &["none.safetensors"]),
@@ -155,6 +159,24 @@ fn settings_of_the_server_are_refused_by_name() {
         for word in *named {
             assert!(line.contains(word), "{name}={value} does not name {word}: {line}");
         }
+    }
+}
+
+#[test]
+fn a_captioning_model_is_a_folder_in_the_published_layout() {
+    let folder = Folder::new("caption-model");
+    folder.write("empty/readme", b"");
+    folder.write("file", b"");
+    for (model, reason) in [
+        ("none", "no such folder"),
+        ("Salesforce/blip-image-captioning-base", "not downloaded"),
+        ("file", "is a file"),
+        ("empty", "holds no config.json"),
+    ] {
+        let output = run(&folder, &[("REFINE_MODE", "caption"), ("SD_CAPTION_MODEL_ID", model)], &["serve"]);
+        let line = error_line(&output, model);
+        assert_eq!(output.status.code(), Some(2), "{line}");
+        assert!(line.contains(&format!("--caption-model {model}: ")) && line.contains(reason), "{line}");
     }
 }
 
@@ -218,7 +240,7 @@ fn help_and_version_are_no_errors() {
 }
 
 /// The port of a server that has just been started: it is on the first line that says so.
-fn port_of(log: &Path) -> u16 {
+pub(crate) fn port_of(log: &Path) -> u16 {
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(20) {
         let text = std::fs::read_to_string(log).unwrap_or_default();

@@ -14,10 +14,13 @@ pub(crate) struct Script {
     pub(crate) load_time: Duration,
     pub(crate) load_error: Option<EngineError>,
     pub(crate) step_time: Duration,
+    pub(crate) caption_time: Duration,
+    pub(crate) caption_error: Option<EngineError>,
     pub(crate) native_size_px: usize,
     pub(crate) guidance_scale: f64,
     pub(crate) seen: Arc<Mutex<Vec<GenerationRequest>>>,
     pub(crate) loras: Arc<Mutex<Vec<Vec<LoraChoice>>>>,
+    pub(crate) captioned: Arc<AtomicUsize>,
     pub(crate) steps_taken: Arc<AtomicUsize>,
     pub(crate) decoded: Arc<AtomicUsize>,
 }
@@ -28,10 +31,13 @@ impl Default for Script {
             load_time: Duration::ZERO,
             load_error: None,
             step_time: Duration::ZERO,
+            caption_time: Duration::ZERO,
+            caption_error: None,
             native_size_px: 1024,
             guidance_scale: 5.0,
             seen: Arc::default(),
             loras: Arc::default(),
+            captioned: Arc::default(),
             steps_taken: Arc::default(),
             decoded: Arc::default(),
         }
@@ -49,6 +55,10 @@ impl Script {
 
     pub(crate) fn requests(&self) -> Vec<GenerationRequest> {
         self.seen.lock().unwrap().clone()
+    }
+
+    pub(crate) fn captioned(&self) -> usize {
+        self.captioned.load(Ordering::SeqCst)
     }
 
     pub(crate) fn steps_taken(&self) -> usize {
@@ -105,6 +115,16 @@ impl Backend for Fake {
                 reason: "no key of it fits this model".into(),
             }),
             None => Ok(()),
+        }
+    }
+
+    /// The fake sees sizes alone.
+    fn caption(&self, image: &RgbImage) -> Result<String, EngineError> {
+        std::thread::sleep(self.script.caption_time);
+        self.script.captioned.fetch_add(1, Ordering::SeqCst);
+        match &self.script.caption_error {
+            Some(error) => Err(error.clone()),
+            None => Ok(format!("a picture of {} by {}", image.width(), image.height())),
         }
     }
 

@@ -152,9 +152,13 @@ impl Listening {
     }
 
     pub(crate) fn generate(&self, body: &Value) -> TcpStream {
+        self.post("/generate", body)
+    }
+
+    pub(crate) fn post(&self, path: &str, body: &Value) -> TcpStream {
         let body = body.to_string();
         let head = format!(
-            "POST /generate HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}",
+            "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}",
             body.len()
         );
         self.send(&format!("{head}\r\n\r\n{body}"))

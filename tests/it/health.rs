@@ -21,6 +21,7 @@ async fn tells_what_clients_look_for() {
         "steps": 20, "guidance_scale": 5.0, "scheduler": "EulerDiscreteScheduler", "memory_optimizations": [],
     });
     assert_eq!(health["optimizations"], expected);
+    assert_eq!(health["refine_mode"], "img2img");
     assert_eq!(health["size_table"]["standard"]["9:16"], json!([512, 896]));
     assert_eq!(health["size_table"]["high"]["3:2"], json!([1024, 680]));
     assert_eq!(health["size_table"]["note"], "as documented");

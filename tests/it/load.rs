@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::fake::Script;
 use crate::harness::{Listening, Setup, eventually, status_of};
+use crate::refine::png;
 
 fn job(steps: usize) -> Value {
     json!({"prompt": "a", "aspectRatio": "1:1", "config": {"steps": steps, "numImages": 1}})
@@ -61,6 +62,24 @@ async fn a_caller_who_leaves_stops_the_job_within_a_step() {
     assert!(further <= 2, "{further} further steps: one at work, one before the server saw it");
     assert_eq!(script.decoded.load(Ordering::SeqCst), 0);
     assert_eq!(listening.server.post("/generate", &job(1)).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_caller_who_leaves_stops_the_job_within_a_caption() {
+    let script = Script { caption_time: Duration::from_millis(50), ..Script::default() };
+    let flags = vec!["--refine-mode", "caption"];
+    let listening = Setup { script, flags, ..Setup::default() }.start().listen(LONG).await;
+    let script = &listening.server.script;
+    let image = png(16, 16);
+    let stream = listening.post("/refine", &json!({"refinePrompt": "a", "images": vec![image; 8]}));
+    eventually("it runs", || script.captioned() >= 1).await;
+    drop(stream);
+    let queue = listening.server.queue.clone();
+    let at_leaving = script.captioned();
+    eventually("nothing runs", || queue.depth().running == 0).await;
+    let further = script.captioned() - at_leaving;
+    assert!(further <= 2, "{further} further captions: one at work, one before the server saw it");
+    assert!(script.requests().is_empty(), "no picture is begun");
 }
 
 #[tokio::test]

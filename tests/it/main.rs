@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod caption;
 mod cli;
 mod cors;
 mod dependencies;

@@ -17,6 +17,11 @@ fn picture(width: u32, height: u32, format: ImageFormat) -> Vec<u8> {
     bytes.into_inner()
 }
 
+/// A PNG as base64.
+pub(crate) fn png(width: u32, height: u32) -> String {
+    STANDARD.encode(picture(width, height, ImageFormat::Png))
+}
+
 #[tokio::test]
 async fn each_picture_is_refined_at_its_own_size() {
     let server = server();

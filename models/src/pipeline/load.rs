@@ -76,6 +76,8 @@ pub struct LoadOptions {
     pub refiner: Option<PathBuf>,
     /// The part of the schedule that the base model does before the refiner, 0.8 where it is not said.
     pub refiner_starts_at: Option<f64>,
+    /// Encode and decode pictures in overlapping tiles: memory is bounded by the tile, seams are blended.
+    pub vae_tiling: bool,
     /// Textual inversions; each is asked for by its token, the file's name where it has none.
     pub textual_inversions: Vec<PathBuf>,
 }
@@ -135,7 +137,7 @@ impl Pipeline {
         }
         let vae = match &options.vae {
             None => AutoencoderKl::load(&folder, "vae", dtype, &device)?,
-            Some(path) => AutoencoderKl::load_file(path, folder.json("vae/config.json")?, dtype, &device)?,
+            Some(path) => replaced_vae(path, &folder, dtype, &device)?,
         };
         let scheduler = scheduler(&folder, family)?;
         let refiner = options
@@ -173,6 +175,7 @@ impl Pipeline {
             force_zeros_for_empty_prompt: family != Family::Sd15
                 && family != Family::Sd21
                 && index.force_zeros_for_empty_prompt,
+            vae_tiling: options.vae_tiling,
             loras: Default::default(),
             lcm: false,
             refiner,
@@ -214,6 +217,21 @@ fn unet(
         Some(path) => Weights::open("unet", &[path.to_owned()], dtype, device)?,
     };
     UNet2DCondition::new(config, &weights)
+}
+
+/// A VAE from a file, or from the folder of one component as `madebyollin/sdxl-vae-fp16-fix` is published.
+fn replaced_vae(
+    path: &Path,
+    model: &ModelFolder,
+    dtype: Option<DType>,
+    device: &Device,
+) -> Result<AutoencoderKl> {
+    match (path.is_dir(), path.parent(), path.file_name().and_then(|name| name.to_str())) {
+        (true, Some(parent), Some(name)) => {
+            AutoencoderKl::load(&ModelFolder::Disk(parent.to_owned()), name, dtype, device)
+        }
+        _ => AutoencoderKl::load_file(path, model.json("vae/config.json")?, dtype, device),
+    }
 }
 
 fn family(folder: &ModelFolder, index: &ModelIndex, unet: &UnetConfig) -> Result<Family> {

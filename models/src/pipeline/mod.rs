@@ -107,6 +107,7 @@ pub struct Pipeline {
     text_encoder_2: Option<TextEncoder>,
     unet: UNet2DCondition,
     vae: AutoencoderKl,
+    vae_tiling: bool,
     scheduler: SchedulerConfig,
     force_zeros_for_empty_prompt: bool,
     loras: MergedLoras,
@@ -136,6 +137,11 @@ impl Pipeline {
         info
     }
 
+    /// Where it computes; other models of the same program belong there too.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// Merges exactly these LoRAs into the weights, undoing whatever was merged before. On an error nothing changes.
     ///
     /// An LCM-LoRA among them makes the LCM sampler, 4 steps and a guidance of 1 the defaults.
@@ -153,7 +159,11 @@ impl Pipeline {
     /// Makes the picture of finished latents, at the size that was asked for.
     pub fn decode(&self, denoising: &Denoising) -> Result<RgbImage> {
         let latents = self.vae.unscale_latents(&denoising.latents)?;
-        let pixels = self.vae.decode(&latents)?.i(0)?;
+        let pixels = match self.vae_tiling {
+            true => self.vae.decode_tiled(&latents, self.vae.config().tile_px())?,
+            false => self.vae.decode(&latents)?,
+        };
+        let pixels = pixels.i(0)?;
         let (rows, columns) = (denoising.height as usize, denoising.width as usize);
         let pixels = pixels.narrow(0, 0, rows)?.narrow(1, 0, columns)?.contiguous()?;
         let bytes = aquatint_kernels::rgb8(&pixels)?;

@@ -103,7 +103,7 @@ impl Pipeline {
             Mode::TextToImage => Ok(((draw()? * sampler.init_noise_sigma())?, None)),
             Mode::ImageToImage { image, .. } => {
                 let pixels = self.pixels(image, rows, columns)?;
-                let latents = self.vae.scale_latents(&self.vae.encode(&pixels)?.sample(&draw()?)?)?;
+                let latents = self.encode_picture(&pixels, &draw()?)?;
                 Ok((sampler.add_noise(&latents, &draw()?, sampler.position())?, None))
             }
             Mode::Inpaint { image, mask, strength } => {
@@ -111,7 +111,7 @@ impl Pipeline {
                 let mask = self.mask(mask, rows, columns)?;
                 let from_noise = *strength >= 1.0;
                 let image_latents = if !inpainting_unet || !from_noise {
-                    Some(self.vae.scale_latents(&self.vae.encode(&pixels)?.sample(&draw()?)?)?)
+                    Some(self.encode_picture(&pixels, &draw()?)?)
                 } else {
                     None
                 };
@@ -131,13 +131,22 @@ impl Pipeline {
                     }
                     _ => {
                         let masked = picture::masked_image(&pixels, &mask)?;
-                        let masked = self.vae.scale_latents(&self.vae.encode(&masked)?.sample(&third)?)?;
+                        let masked = self.encode_picture(&masked, &third)?;
                         Inpaint::Concatenate(Tensor::cat(&[&small_mask, &masked], D::Minus1)?)
                     }
                 };
                 Ok((latents, Some(inpaint)))
             }
         }
+    }
+
+    /// Scaled latents of a picture, one sample of the distribution the VAE gives.
+    fn encode_picture(&self, pixels: &Tensor, noise: &Tensor) -> Result<Tensor> {
+        let distribution = match self.vae_tiling {
+            true => self.vae.encode_tiled(pixels, self.vae.config().tile_px())?,
+            false => self.vae.encode(pixels)?,
+        };
+        self.vae.scale_latents(&distribution.sample(noise)?)
     }
 
     /// `(1, rows, columns, 3)` in -1..1.

@@ -208,6 +208,42 @@ fn sdxl_refiner_alone_and_after_the_base() {
     base.check("after_base");
 }
 
+/// The folder's own components under other names, then ones that do not fit.
+#[test]
+fn one_component_is_replaced() {
+    let fixture = Fixture::open("pipeline_sd15");
+    let other = write_folder(&fixture, "other_components");
+    let unet = other.join("unet/diffusion_pytorch_model.safetensors");
+    let options =
+        |vae: PathBuf| LoadOptions { unet: Some(unet.clone()), vae: Some(vae), ..Default::default() };
+    // Garbage in the folder's own place shows that it is not read.
+    for vae in [other.join("vae"), other.join("vae/diffusion_pytorch_model.safetensors")] {
+        let folder = write_folder(&fixture, "sd15_without_weights");
+        for component in ["unet", "vae"] {
+            std::fs::write(folder.join(component).join("diffusion_pytorch_model.safetensors"), "garbage")
+                .unwrap();
+        }
+        let pipeline = Pipeline::load(&ModelSource::Folder(folder), &options(vae)).unwrap();
+        let cases = serde_json::from_str(fixture.text("cases")).unwrap();
+        let fixture = Fixture::open("pipeline_sd15");
+        Model { name: "sd15".to_owned(), fixture, cases, pipeline }.check("txt2img");
+    }
+    let sdxl = write_folder(&Fixture::open("pipeline_sdxl"), "sdxl_for_sd15");
+    let refused =
+        Pipeline::load(&ModelSource::Folder(sdxl), &options(other.join("vae"))).unwrap_err().to_string();
+    assert!(refused.contains("other_components") && refused.contains("add_embedding"), "{refused}");
+}
+
+#[test]
+fn tiles_are_used_when_asked_for() {
+    let larger = |r: &mut GenerationRequest| r.width = Some(128);
+    let whole = Model::load("sd15").picture("txt2img", larger);
+    let tiled = Model::load_with("sd15", LoadOptions { vae_tiling: true, ..Default::default() });
+    let tiled = tiled.picture("txt2img", larger);
+    assert_eq!(tiled.dimensions(), whole.dimensions());
+    assert_ne!(tiled, whole, "tiles see less of the picture, so some pixel must differ");
+}
+
 /// Each change must move the picture beyond the tolerance, or the fixtures would not show an error in that input.
 #[test]
 fn the_fixtures_notice_every_input() {

@@ -61,9 +61,6 @@ TEXT = ("q_proj", "out_proj", "fc1")
 ALPHAS = dict(unet=torch.tensor(1.0), text_encoder=torch.tensor(3.0), text_encoder_2=torch.tensor(0.5))
 
 
-# ---- the models ----
-
-
 def text_encoder(kind, hidden_size):
     return kind(
         CLIPTextConfig(
@@ -102,9 +99,6 @@ def base(model):
 
 def chosen(model, ends):
     return {key: w for key, w in base(model).items() if key[1].endswith(ends)}
-
-
-# ---- names ----
 
 
 def ldm_name(name, blocks, ups):
@@ -168,9 +162,6 @@ def kohya_name(target, name, original=None):
     return prefixes[target] + name.replace(".", "_")
 
 
-# ---- random factors ----
-
-
 def random(*shape):
     """Values that f16 holds exactly, so that files can be half as large."""
     return (torch.randn(shape) * 0.25).half().float()
@@ -179,9 +170,6 @@ def random(*shape):
 def low_rank(shape, rank):
     out, channels, *kernel = shape
     return random(rank, channels, *kernel), random(out, rank, *[1] * len(kernel))
-
-
-# ---- what the reference makes of a file ----
 
 
 @torch.no_grad()
@@ -205,8 +193,7 @@ def decomposed(w, magnitude):
     return magnitude * w / w.square().sum(axes, keepdim=True).sqrt()
 
 
-# ---- the cases: name -> (model, [(file, scale)], weights) ----
-
+# name -> (model, [(file, scale)], changed weights)
 CASES = {}
 
 

@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use crate::engine::GenerationRequest;
 use axum::Json;
 use axum::extract::{Request, State};
 use serde_json::{Map, Value};
@@ -56,9 +55,8 @@ impl Form {
         let mut first = self.overrides.request(&self.prompt, self.temperature, app, model)?;
         first.width = Some(width as usize);
         first.height = Some(height as usize);
-        let picture = |i| GenerationRequest { seed: first.seed.wrapping_add(i), ..first.clone() };
-        let requests = (0..self.overrides.num_images as u64).map(picture).collect();
-        Ok(Work { requests, loras: self.overrides.loras })
+        let requests = self.overrides.series(&first);
+        Ok(Work { requests, loras: self.overrides.loras, ..Work::default() })
     }
 }
 

@@ -37,6 +37,7 @@ pub async fn health(State(app): State<App>) -> Json<Value> {
             "memory_optimizations": [],
         },
         "size_table": model.map(size_table),
+        "refine_mode": app.defaults.refine_mode,
         "loras": app.loras.names().collect::<Vec<_>>(),
         "queue": app.queue.depth(),
         "running": running,
@@ -76,7 +77,7 @@ pub async fn benchmark(State(app): State<App>) -> Result<Json<Value>, ApiError> 
     request.num_inference_steps = default_steps(&app, app.lcm);
     request.guidance_scale = default_guidance_scale(&app, app.lcm);
     request.scheduler = default_scheduler(&app, app.lcm);
-    let work = Work { requests: vec![request], loras: Vec::new() };
+    let work = Work { requests: vec![request], ..Work::default() };
     let made = pictures(&app, place, work, &WORDING).await?;
     let seconds = made.iter().map(|p| p.elapsed_ms).sum::<f64>() / 1e3;
     let recipe = made.first().map(|p| &p.recipe);

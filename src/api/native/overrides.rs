@@ -18,8 +18,8 @@ const MAX_LORA_SCALE: f64 = 4.0;
 
 /// The fields of `config`, checked.
 pub(super) struct Overrides {
-    pub(super) num_images: usize,
-    pub(super) seed: u64,
+    num_images: usize,
+    seed: u64,
     pub(super) strength: Option<f64>,
     pub(super) loras: Vec<LoraChoice>,
     negative_prompt: Option<String>,
@@ -71,6 +71,12 @@ impl Overrides {
         request.guidance_scale = self.guidance_scale.or_else(guidance_scale);
         request.scheduler = self.scheduler.clone().or_else(|| default_scheduler(app, lcm));
         Ok(request)
+    }
+
+    /// As many of it as pictures are asked for, with seeds in a row.
+    pub(super) fn series(&self, first: &GenerationRequest) -> Vec<GenerationRequest> {
+        let picture = |i| GenerationRequest { seed: first.seed.wrapping_add(i), ..first.clone() };
+        (0..self.num_images as u64).map(picture).collect()
     }
 }
 

@@ -74,25 +74,38 @@ impl Form {
         Ok(Self { prompt, images, overrides: Overrides::new(body, app)? })
     }
 
-    /// One refined picture for each picture, of its size.
+    /// The pictures decoded, and what is made of them.
     async fn work(self, app: &App, model: &ModelInfo) -> Result<Work, ApiError> {
-        let RefineMode::Img2Img = app.defaults.refine_mode;
         let images = self.images;
         let decoded = tokio::task::spawn_blocking(move || {
             images.iter().enumerate().map(|(i, text)| decode(i, text)).collect::<Result<Vec<_>, _>>()
         });
         let images = decoded.await.map_err(|_| undecodable())??;
         let first = self.overrides.request(&self.prompt, None, app, model)?;
-        let strength = self.overrides.strength.unwrap_or(DEFAULT_STRENGTH);
-        let refined = |(i, image): (u64, RgbImage)| GenerationRequest {
-            seed: first.seed.wrapping_add(i),
-            width: Some(image.width() as usize),
-            height: Some(image.height() as usize),
-            mode: Mode::ImageToImage { image, strength },
-            ..first.clone()
-        };
-        Ok(Work { requests: (0..).zip(images).map(refined).collect(), loras: self.overrides.loras })
+        Ok(match app.defaults.refine_mode {
+            RefineMode::Img2Img => image_to_image(images, &first, self.overrides),
+            // As many pictures as /generate makes, of the model's own size: they need not match those captioned.
+            RefineMode::Caption => Work {
+                requests: self.overrides.series(&first),
+                based_on: images,
+                loras: self.overrides.loras,
+            },
+        })
     }
+}
+
+/// One refined picture for each picture, of its size.
+fn image_to_image(images: Vec<RgbImage>, first: &GenerationRequest, overrides: Overrides) -> Work {
+    let strength = overrides.strength.unwrap_or(DEFAULT_STRENGTH);
+    let refined = |(i, image): (u64, RgbImage)| GenerationRequest {
+        seed: first.seed.wrapping_add(i),
+        width: Some(image.width() as usize),
+        height: Some(image.height() as usize),
+        mode: Mode::ImageToImage { image, strength },
+        ..first.clone()
+    };
+    let requests = (0..).zip(images).map(refined).collect();
+    Work { requests, loras: overrides.loras, ..Work::default() }
 }
 
 /// A picture from base64, with or without a data URI before it.

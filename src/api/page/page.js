@@ -34,6 +34,7 @@ function offer(state) {
   for (const ratio of order) select.add(new Option(ratio, ratio, ratio === "1:1", ratio === "1:1"));
   $("steps").placeholder = state.optimizations.steps;
   $("guidanceScale").placeholder = state.optimizations.guidance_scale;
+  $("strength").parentElement.hidden = state.refine_mode === "caption"; // There it has no effect.
 }
 
 const share = ([width, height]) => width / height;

@@ -1,0 +1,97 @@
+//! One UNet step, one VAE decode and both text encoders, on computed weights: `cargo bench --bench components`.
+//!
+//! The UNet has SDXL's architecture at 37 M parameters, the VAE is the published one; `peers/` times the same beside
+//! PyTorch. Each result is checked to be finite and the same twice before it is timed.
+
+// A bench has nobody to report to but its terminal.
+#![allow(clippy::unwrap_used)]
+
+use aquatint_models::checkpoint::Weights;
+use aquatint_models::denoiser::{AddedConditioning, Conditioning, UNet2DCondition, UnetConfig};
+use aquatint_models::text::clip::{ClipTextModel, Config};
+use aquatint_models::vae::{AutoencoderKl, AutoencoderKlConfig};
+use candle_core::{Device, Tensor};
+use criterion::{Criterion, criterion_group, criterion_main};
+use serde_json::json;
+
+const CPU: &Device = &Device::Cpu;
+
+fn wave(shape: &[usize]) -> Tensor {
+    let values = (0..shape.iter().product::<usize>()).map(|i| (0.1 * i as f32).sin()).collect::<Vec<_>>();
+    Tensor::from_vec(values, shape, CPU).unwrap()
+}
+
+fn bytes(t: &Tensor) -> Vec<u32> {
+    t.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
+}
+
+fn checked(name: &str, c: &mut Criterion, run: impl Fn() -> Tensor) {
+    let (first, second) = (bytes(&run()), bytes(&run()));
+    assert!(first.iter().all(|&b| f32::from_bits(b).is_finite()), "{name}: not finite");
+    assert!(first == second, "{name}: two runs differ");
+    c.bench_function(name, |b| b.iter(&run));
+}
+
+fn unet(c: &mut Criterion) {
+    let config: UnetConfig = serde_json::from_value(json!({
+        "block_out_channels": [64, 160, 256], "attention_head_dim": [2, 5, 8], "cross_attention_dim": 512,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "transformer_layers_per_block": [1, 1, 2], "use_linear_projection": true, "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 64, "projection_class_embeddings_input_dim": 640,
+    }))
+    .unwrap();
+    let unet = UNet2DCondition::new(config, &Weights::synthetic("unet", 0, CPU)).unwrap();
+    for batch in [1, 2] {
+        let conditioning = Conditioning {
+            prompt_embeds: wave(&[batch, 77, 512]),
+            added: Some(AddedConditioning {
+                pooled_prompt_embeds: wave(&[batch, 256]),
+                time_ids: vec![vec![256.0; 6]; batch],
+            }),
+            guidance: None,
+        };
+        let context = unet.context(&conditioning).unwrap();
+        let latents = wave(&[batch, 32, 32, 4]);
+        let step = || unet.forward(&latents, &vec![500.0; batch], &context).unwrap();
+        checked(&format!("UNet step, SDXL architecture, 37 M, 32x32 latents, batch {batch}"), c, step);
+    }
+}
+
+fn vae(c: &mut Criterion) {
+    let config: AutoencoderKlConfig = serde_json::from_value(json!({
+        "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2,
+        "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D"],
+        "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"],
+    }))
+    .unwrap();
+    let vae = AutoencoderKl::new(config, &Weights::synthetic("vae", 0, CPU)).unwrap();
+    let latents = wave(&[1, 32, 32, 4]);
+    checked("VAE decode to 256x256", c, || vae.decode(&latents).unwrap());
+    let picture = wave(&[1, 256, 256, 3]);
+    checked("VAE encode of 256x256", c, || vae.encode(&picture).unwrap().mean);
+}
+
+fn text(c: &mut Criterion) {
+    for (name, width, layers) in [("CLIP-L", 768, 12), ("OpenCLIP bigG, 4 of 32 layers", 1280, 4)] {
+        let config = Config {
+            hidden_size: width,
+            intermediate_size: width * 4,
+            num_hidden_layers: layers,
+            num_attention_heads: width / 64,
+            ..Config::default()
+        };
+        let model = ClipTextModel::new(config, &Weights::synthetic("text", 0, CPU)).unwrap();
+        let ids = vec![(0..77).map(|i| i * 600 % 49_000).collect::<Vec<u32>>()];
+        checked(&format!("{name}, one prompt"), c, || model.forward(&ids).unwrap().last_hidden_state);
+    }
+}
+
+fn all(c: &mut Criterion) {
+    unet(c);
+    text(c);
+    vae(c);
+}
+
+criterion_group! { name = benches; config = Criterion::default().sample_size(10); targets = all }
+criterion_main!(benches);
