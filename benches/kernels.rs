@@ -142,10 +142,16 @@ fn norms(c: &mut Criterion) -> Result<()> {
         let (w, b) = (random(channels)?, random(channels)?);
         let groups = 32;
         let run = || kernels::group_norm(&x, &w, &b, groups, 1e-5, Activation::Silu);
-        let g = x.reshape((batch, (), groups, channels / groups))?;
+        // In f64: a plain sum over a million f32 is farther off than the kernel.
+        let g = x.to_dtype(DType::F64)?.reshape((batch, (), groups, channels / groups))?;
         let g = g.broadcast_sub(&g.mean_keepdim((1, 3))?)?;
         let scale = (g.sqr()?.mean_keepdim((1, 3))? + 1e-5)?.sqrt()?;
-        let y = g.broadcast_div(&scale)?.reshape(x.shape())?.broadcast_mul(&w)?.broadcast_add(&b)?;
+        let y = g
+            .broadcast_div(&scale)?
+            .reshape(x.shape())?
+            .to_dtype(DType::F32)?
+            .broadcast_mul(&w)?
+            .broadcast_add(&b)?;
         let name = format!("group_norm_silu_{batch}x{size}x{size}x{channels}");
         check(&name, &run()?, &y.silu()?, 1e-4)?;
         time(c, &name, Work::Bytes(8 * x.elem_count()), run)?;

@@ -33,7 +33,7 @@ fn on_cpu(level: Level, x: &Tensor) -> Result<Tensor> {
     let chunk = PIECE.div_ceil(channels) * channels;
     // SAFETY: `gate` writes every element of its chunk.
     let y = unsafe {
-        cpu::from_chunks(shape, chunk, 4 * x.len(), |i, out| {
+        cpu::from_chunks(shape, chunk, |i, out| {
             gate(level, &x[2 * i * chunk..][..2 * out.len()], channels, out);
         })
     }?;

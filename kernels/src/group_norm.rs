@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use candle_core::{D, DType, Result, Tensor, bail};
 
 use crate::Activation;
-use crate::cpu::{self, Level, Shared, by_level, for_each_piece, math};
+use crate::cpu::{self, Level, STEPS_A_FLOAT, Shared, by_level, for_each_piece, math};
 
 /// Normalises each group of channels of each sample to mean 0 and variance 1, then scales, shifts and activates.
 ///
@@ -77,7 +77,7 @@ fn on_cpu(
     };
     // Every piece's statistics, then combined in order, so that threads change nothing.
     let mut statistics = vec![Statistics::default(); batch * pieces * groups];
-    cpu::for_each_chunk(&mut statistics, groups, x.len(), |i, groups| {
+    cpu::for_each_chunk(&mut statistics, groups, STEPS_A_FLOAT * x.len(), |i, groups| {
         gather(level, &x[part(i)], channels, groups)
     });
     let mut affine = Vec::with_capacity(batch);
@@ -98,7 +98,7 @@ fn on_cpu(
     }
     let fill = |out| {
         let out = Shared::new(out);
-        for_each_piece(batch * pieces, x.len(), |i| {
+        for_each_piece(batch * pieces, STEPS_A_FLOAT * x.len(), |i| {
             let (scale, shift) = &affine[i / pieces];
             // SAFETY: the parts lie within the result and do not overlap.
             apply(level, &x[part(i)], scale, shift, activation, unsafe { out.slice(part(i)) });

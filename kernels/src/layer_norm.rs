@@ -39,22 +39,23 @@ fn on_cpu(level: Level, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) ->
     let chunk = (PIECE / weight.len()).max(1) * weight.len();
     // SAFETY: `normalise` writes every element of the tokens in its chunk.
     let y = unsafe {
-        cpu::from_chunks(shape, chunk, 2 * x.len(), |i, out| {
+        cpu::from_chunks(shape, chunk, |i, out| {
             normalise(level, &x[i * chunk..][..out.len()], &weight, &bias, eps as f32, out);
         })
     }?;
     y.to_dtype(dtype)
 }
 
-/// The sum of `f` over `x`, in sixteen lanes.
+/// The sum of `f` over `x`, in two registers' lanes: one addition need not wait for the one before.
 #[inline(always)]
 fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
-    let (chunks, rest) = x.as_chunks::<16>();
-    let mut lanes = [0.0; 16];
+    let mut lanes = [0.0; 32];
+    let (chunks, rest) = x.as_chunks::<32>();
     for chunk in chunks {
         lanes.iter_mut().zip(chunk).for_each(|(lane, &x)| *lane += f(x));
     }
-    math::fold(lanes, |a, b| a + b) + rest.iter().map(|&x| f(x)).sum::<f32>()
+    lanes.iter_mut().zip(rest).for_each(|(lane, &x)| *lane += f(x));
+    math::fold(std::array::from_fn(|i| lanes[i] + lanes[i + 16]), |a, b| a + b)
 }
 
 #[inline(always)]

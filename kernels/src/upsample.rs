@@ -27,10 +27,9 @@ fn on_cpu(x: &Tensor, to_height: usize, to_width: usize) -> Result<Tensor> {
     let x = cpu::floats(x)?;
     let x = cpu::elements(&x)?;
     let shape = (batch, to_height, to_width, channels);
-    let steps = batch * to_height * to_width * channels;
     // SAFETY: each chunk is a row, and all its pixels are written.
     let y = unsafe {
-        cpu::from_chunks(shape, to_width * channels, steps, |i, out| {
+        cpu::from_chunks(shape, to_width * channels, |i, out| {
             let from = i / to_height * height + i % to_height * height / to_height;
             let from = &x[from * width * channels..][..width * channels];
             for (i, out) in out.chunks_exact_mut(channels).enumerate() {

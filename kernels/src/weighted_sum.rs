@@ -38,7 +38,7 @@ fn on_cpu(level: Level, terms: &[(f64, &Tensor)]) -> Result<Tensor> {
     let shape = terms[0].1.shape();
     // SAFETY: `start` writes every element of its chunk.
     unsafe {
-        cpu::from_chunks(shape, PIECE, terms.len() * shape.elem_count(), |i, out| {
+        cpu::from_chunks(shape, PIECE, |i, out| {
             for (term, ((weight, _), tensor)) in terms.iter().zip(&tensors).enumerate() {
                 let tensor = &tensor[i * PIECE..][..out.len()];
                 if term == 0 {

@@ -12,6 +12,6 @@ mod tile;
 pub(crate) use gemm::{Epilogue, Rows, multiply};
 pub(crate) use level::{Level, by_level};
 pub(crate) use packed::{Line, PackedWeight};
-pub(crate) use parallel::{Shared, for_each_chunk, for_each_piece};
+pub(crate) use parallel::{STEPS_A_FLOAT, Shared, for_each_chunk, for_each_piece};
 pub(crate) use tensor::{elements, floats, from_chunks, from_parts, written};
 pub(crate) use tile::{PANEL, multiply_all};

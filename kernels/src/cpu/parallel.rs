@@ -5,8 +5,11 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-/// Below this many steps of work (multiply-adds, or a few per element) waking another thread costs more than it saves.
-const WORTH_WAKING: usize = 1 << 20;
+/// Below this many steps of work waking another thread costs more than it saves: about 25 microseconds. A step is a
+/// multiply-add of a matrix product.
+const WORTH_WAKING: usize = 2 << 20;
+/// Steps that reading, working on and writing one float counts for.
+pub(crate) const STEPS_A_FLOAT: usize = 24;
 
 /// Calls `run(0..pieces)`, on several threads where all pieces together are worth it.
 ///

@@ -5,7 +5,7 @@ use std::ops::Deref;
 
 use candle_core::{CpuStorage, DType, Device, Result, Shape, Storage, Tensor, bail};
 
-use super::for_each_chunk;
+use super::parallel::{STEPS_A_FLOAT, for_each_chunk};
 
 /// `x` as f32 in row-major order; the same tensor where it is that already.
 pub(crate) fn floats(x: &Tensor) -> Result<Tensor> {
@@ -57,20 +57,19 @@ pub(crate) unsafe fn from_parts(shape: impl Into<Shape>, fill: impl FnOnce(*mut 
     Tensor::from_vec(out, shape, &Device::Cpu)
 }
 
-/// A tensor whose chunks `write` writes, given the chunk's index; `steps` is the work of all, for [`for_each_chunk`].
+/// A tensor whose chunks `write` writes, given the chunk's index.
 ///
 /// # Safety
 /// `write` must write every element that it gets.
 pub(crate) unsafe fn from_chunks(
     shape: impl Into<Shape>,
     chunk: usize,
-    steps: usize,
     write: impl Fn(usize, &mut [MaybeUninit<f32>]) + Send + Sync,
 ) -> Result<Tensor> {
     let shape = shape.into();
     let len = shape.elem_count();
     let mut out = Vec::with_capacity(len);
-    for_each_chunk(&mut out.spare_capacity_mut()[..len], chunk.max(1), steps, write);
+    for_each_chunk(&mut out.spare_capacity_mut()[..len], chunk.max(1), STEPS_A_FLOAT * len, write);
     // SAFETY: the capacity is `len` at least, and the chunks, all written, cover it.
     unsafe { out.set_len(len) };
     Tensor::from_vec(out, shape, &Device::Cpu)
