@@ -27,6 +27,7 @@ pub mod lora;
 pub mod noise;
 pub mod pipeline;
 mod resample;
+pub mod resnet;
 pub mod sampler;
 pub mod schedule;
 pub mod text;

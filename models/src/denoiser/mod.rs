@@ -1,7 +1,6 @@
 //! Denoisers: networks that predict what a noisy sample holds.
 
 pub mod config;
-pub mod resnet;
 pub mod transformer;
 pub mod unet;
 

@@ -8,10 +8,10 @@ use aquatint_kernels::{timestep_embedding, upsample_nearest};
 use candle_core::{D, Tensor};
 
 use super::config::UnetConfig;
-use super::resnet::ResnetBlock;
 use super::transformer::{KeyValue, Transformer2D};
 use crate::checkpoint::Weights;
 use crate::layers::{Activation, Conv2d, GroupNorm, Linear, Padding};
+use crate::resnet::ResnetBlock;
 use crate::{Error, Result};
 
 /// SDXL's conditioning beside the prompt's tokens.

@@ -12,42 +12,10 @@ use super::AutoencoderKlConfig;
 use crate::Result;
 use crate::checkpoint::Weights;
 use crate::layers::{Activation, Conv2d, GroupNorm, Linear, Padding};
+use crate::resnet::ResnetBlock;
 
 /// Epsilon of every normalisation.
 const EPS: f64 = 1e-6;
-
-/// `x + conv(silu(norm(conv(silu(norm(x))))))`; a 1x1 convolution fits `x` where the channels change.
-#[derive(Debug)]
-struct ResnetBlock {
-    norm1: GroupNorm,
-    conv1: Arc<Conv2d>,
-    norm2: GroupNorm,
-    conv2: Arc<Conv2d>,
-    conv_shortcut: Option<Arc<Conv2d>>,
-}
-
-impl ResnetBlock {
-    fn new(from: usize, to: usize, groups: usize, weights: &Weights) -> Result<Self> {
-        let shortcut = || weights.conv2d("conv_shortcut", from, to, 1, 1, Padding::default());
-        Ok(Self {
-            norm1: weights.group_norm("norm1", groups, from, EPS)?,
-            conv1: weights.conv2d("conv1", from, to, 3, 1, Padding::same(1))?,
-            norm2: weights.group_norm("norm2", groups, to, EPS)?,
-            conv2: weights.conv2d("conv2", to, to, 3, 1, Padding::same(1))?,
-            conv_shortcut: (from != to).then(shortcut).transpose()?,
-        })
-    }
-
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let h = self.conv1.forward(&self.norm1.forward(x, Activation::Silu)?)?;
-        let h = self.norm2.forward(&h, Activation::Silu)?;
-        let residual = match &self.conv_shortcut {
-            Some(conv) => conv.forward(x)?,
-            None => x.clone(),
-        };
-        Ok(self.conv2.forward_with(&h, None, Some(&residual))?)
-    }
-}
 
 /// `count` residual blocks, of which the first changes the channels.
 fn resnets(
@@ -57,7 +25,8 @@ fn resnets(
     groups: usize,
     weights: &Weights,
 ) -> Result<Vec<ResnetBlock>> {
-    let one = |i: usize| ResnetBlock::new(if i == 0 { from } else { to }, to, groups, &weights.pp(i));
+    let one =
+        |i: usize| ResnetBlock::new(&weights.pp(i), if i == 0 { from } else { to }, to, None, groups, EPS);
     (0..count).map(one).collect()
 }
 
@@ -119,7 +88,7 @@ impl MidBlock {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let mut h = x.clone();
         for (i, resnet) in self.resnets.iter().enumerate() {
-            h = resnet.forward(&h)?;
+            h = resnet.forward(&h, None)?;
             if let (0, Some(attention)) = (i, &self.attention) {
                 h = attention.forward(&h)?;
             }
@@ -175,7 +144,7 @@ impl Encoder {
         let mut h = self.conv_in.forward(x)?;
         for block in &self.down_blocks {
             for resnet in &block.resnets {
-                h = resnet.forward(&h)?;
+                h = resnet.forward(&h, None)?;
             }
             if let Some(halve) = &block.resample {
                 h = halve.forward(&h)?;
@@ -227,7 +196,7 @@ impl Decoder {
         let mut h = self.mid_block.forward(&self.conv_in.forward(z)?)?;
         for block in &self.up_blocks {
             for resnet in &block.resnets {
-                h = resnet.forward(&h)?;
+                h = resnet.forward(&h, None)?;
             }
             if let Some(conv) = &block.resample {
                 let (_, height, width, _) = h.dims4()?;
