@@ -3,7 +3,7 @@ import json
 import pathlib
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import LatentConsistencyModelPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
 
 import synthetic
@@ -35,8 +35,8 @@ CONFIGS = {
         up_block_types=[CROSS_UP, CROSS_UP, "UpBlock2D"],
         layers_per_block=2,
         attention_head_dim=[1, 2, 4],
-        transformer_layers_per_block=[1, [2, 2], [1, 2]],
-        reverse_transformer_layers_per_block=[[1, 2, 3], [2, 1, 1], 1],
+        transformer_layers_per_block=[1, [1, 2], [1, 1]],
+        reverse_transformer_layers_per_block=[[1, 1, 2], [2, 1, 1], 1],
     ),
     "no_mid_block": SD1 | dict(mid_block_type=None),
     "plain_mid_block": SD1 | dict(mid_block_type="UNetMidBlock2D", downsample_padding=0),
@@ -44,30 +44,46 @@ CONFIGS = {
 }
 
 
+def inputs(name, config, seed):
+    # Odd sizes: the way up must meet the sizes of the way down.
+    size = (5, 7) if name in ("sdxl", "ssd1b") else (8, 6)
+    r = torch.Generator().manual_seed(seed)
+    x = torch.randn(2, config.get("in_channels", 4), *size, generator=r)
+    t = torch.tensor([999.0, 250.0]) if name != "sd15" else torch.tensor([1.0, 501.0])
+    given = dict(x=x, t=t, prompt=torch.randn(2, 11, config["cross_attention_dim"], generator=r))
+    if "addition_embed_type" in config:
+        ids = (config["projection_class_embeddings_input_dim"] - 24) // 8
+        given["text_embeds"] = torch.randn(2, 24, generator=r)
+        given["time_ids"] = torch.randint(0, 1024, (2, ids), generator=r).float()
+    return given
+
+
+def run(config, seed, given, dtype):
+    unet = synthetic.fill(UNet2DConditionModel(**config), seed).to(dtype)
+    g = {k: v.to(dtype) for k, v in given.items()}
+    added = {k: g[k] for k in ("text_embeds", "time_ids") if k in g}
+    cond = None
+    if "time_cond_proj_dim" in config:
+        cond = LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, torch.tensor([6.5, 6.5]), embedding_dim=16).to(dtype)
+    return unet(g["x"], g["t"], g["prompt"], timestep_cond=cond, added_cond_kwargs=added).sample
+
+
 @torch.no_grad()
 def main():
     tensors, texts = {}, {}
-    for seed, (name, config) in enumerate(CONFIGS.items()):
-        # Odd sizes: the way up must meet the sizes of the way down.
-        size = (5, 7) if name in ("sdxl", "ssd1b") else (8, 6)
-        r = torch.Generator().manual_seed(seed)
-        unet = synthetic.fill(UNet2DConditionModel(**config), seed)
-        x = torch.randn(2, config.get("in_channels", 4), *size, generator=r)
-        t = torch.tensor([999.0, 250.0]) if name != "sd15" else torch.tensor([1.0, 501.0])
-        prompt = torch.randn(2, 11, config["cross_attention_dim"], generator=r)
-        added = None
-        if "addition_embed_type" in config:
-            ids = (config["projection_class_embeddings_input_dim"] - 24) // 8
-            added = dict(text_embeds=torch.randn(2, 24, generator=r), time_ids=torch.randint(0, 1024, (2, ids), generator=r).float())
-            tensors |= {f"{name}.text_embeds": added["text_embeds"], f"{name}.time_ids": added["time_ids"]}
-        cond = None
-        if "time_cond_proj_dim" in config:
-            from diffusers import LatentConsistencyModelPipeline as P
-
-            cond = P.get_guidance_scale_embedding(None, torch.tensor([7.5 - 1.0]).repeat(2), embedding_dim=16)
-        y = unet(x, t, prompt, timestep_cond=cond, added_cond_kwargs=added).sample
-        print(name, tuple(y.shape), "std", y.std().item())
-        tensors |= {f"{name}.x": x, f"{name}.t": t, f"{name}.prompt": prompt, f"{name}.y": y}
+    for name, config in CONFIGS.items():
+        # Random networks can amplify rounding: one whose f32 output is itself uncertain against f64 cannot be held to a
+        # tolerance of 1e-4, so the best of a few is taken.
+        best = None
+        for seed in range(8):
+            given = inputs(name, config, seed)
+            y = run(config, seed, given, torch.float32)
+            uncertainty = (run(config, seed, given, torch.float64) - y).abs().max().item()
+            if best is None or uncertainty < best[0]:
+                best = uncertainty, seed, given, y
+        uncertainty, seed, given, y = best
+        print(f"{name}: seed {seed}, {tuple(y.shape)}, std {y.std().item():.3f}, f32 against f64 {uncertainty:.1e}")
+        tensors |= {f"{name}.{k}": v for k, v in (given | dict(y=y)).items()}
         texts[name] = json.dumps(config | {"seed": seed})
     save_file({k: v.contiguous() for k, v in tensors.items()}, FIXTURES / "unet.safetensors", metadata=texts)
 
