@@ -190,6 +190,7 @@ fn others(c: &mut Criterion) -> Result<()> {
 }
 
 fn main() -> Result<()> {
+    kernels::keep_freed_memory();
     // As the program does it: the thread that owns the device takes part in the work.
     let threads = std::env::var("RAYON_NUM_THREADS").map_or(2, |n| n.parse().unwrap_or(2));
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).use_current_thread();

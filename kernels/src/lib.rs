@@ -4,9 +4,13 @@
 //! `(batch, height, width, channels)`. Activations on the CPU are f32 and contiguous; weights may be f32, f16 or
 //! bf16 and are widened as they are read, so a 16-bit checkpoint is held once, at its own size.
 //!
-//! Every op's CPU arm is its definition. Work is split in pieces whose size does not depend on the number of
-//! threads, and each output element is summed in one fixed order: the same inputs give the same bytes whatever the
-//! thread count.
+//! An op's file holds its definition, a formula in candle's operations, which runs on every device that has nothing
+//! better; and its CPU arm, tested against the definition, on AVX-512, AVX2 or plain Rust as the machine allows. What
+//! the CPU arms share is in `cpu`: the matrix kernel, packed weights, vectorised elementary functions.
+//!
+//! Work is split in pieces whose size does not depend on the number of threads, and each output element is summed in
+//! one fixed order: the same inputs give the same bytes whatever the thread count, and a sample gives the same bytes
+//! alone and in a batch.
 
 pub mod activation;
 pub mod attention;
@@ -16,6 +20,7 @@ pub mod geglu;
 pub mod group_norm;
 pub mod layer_norm;
 pub mod linear;
+pub mod memory;
 pub mod rgb8;
 #[cfg(test)]
 mod testing;
@@ -31,6 +36,7 @@ pub use geglu::geglu;
 pub use group_norm::group_norm;
 pub use layer_norm::layer_norm;
 pub use linear::Linear;
+pub use memory::keep_freed_memory;
 pub use rgb8::rgb8;
 pub use timestep_embedding::timestep_embedding;
 pub use upsample::upsample_nearest;
