@@ -22,6 +22,21 @@ pub enum EngineError {
     /// The device has too little free memory for this size.
     #[error("out of memory: {0}")]
     OutOfMemory(String),
+    /// It waited as long as a job may.
+    #[error("the job waited {limit_s} s, the longest that is allowed, and was not begun")]
+    WaitedTooLong {
+        /// The limit in seconds.
+        limit_s: u64,
+    },
+    /// It ran as long as a job may.
+    #[error("the job ran {limit_s} s, the longest that is allowed, and was not done")]
+    RanTooLong {
+        /// The limit in seconds.
+        limit_s: u64,
+    },
+    /// The device is in a state that only a new process gets out of.
+    #[error("the device is lost: {0}")]
+    DeviceLost(String),
     /// The server is stopping and starts no further job.
     #[error("the server is shutting down")]
     Stopping,

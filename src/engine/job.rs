@@ -6,6 +6,7 @@ use std::time::Instant;
 use image::RgbImage;
 use tokio::sync::oneshot;
 
+use super::progress::Observer;
 use super::recipe::Recipe;
 use super::{Backend, Denoising, EngineError, GenerationRequest, LoraChoice};
 
@@ -19,6 +20,10 @@ pub struct Work {
     pub based_on: Vec<RgbImage>,
     /// LoRAs for all of them, beyond those the server was started with.
     pub loras: Vec<LoraChoice>,
+    /// The model by its name in the registry; `None` is the default one.
+    pub model: Option<String>,
+    /// The caller chose the seeds: the same work may be answered with pictures made before.
+    pub seed_given: bool,
 }
 
 /// What a job gives.
@@ -30,6 +35,8 @@ pub struct Job {
     pub work: Work,
     /// Where the pictures go. When its other end is gone, so is the caller, and the job is dropped.
     pub reply: oneshot::Sender<Reply>,
+    /// Where it is told how far the job is.
+    pub progress: Observer,
     /// The place in the queue; dropped with the job, whatever becomes of it.
     pub place: Box<dyn Send + Sync>,
 }

@@ -3,7 +3,9 @@
 pub mod backend;
 pub mod error;
 pub mod job;
+pub mod meter;
 pub mod pipeline;
+pub mod progress;
 pub mod recipe;
 mod thread;
 
@@ -11,4 +13,6 @@ pub use aquatint_models::pipeline::{GenerationRequest, LoraChoice, Mode, ModelIn
 pub use backend::{Backend, Denoising};
 pub use error::EngineError;
 pub use job::{Job, JobSource, Picture, Reply, Work, make};
-pub use thread::{Engine, Phase, Running, Status};
+pub use meter::Meter;
+pub use progress::{JobPhase, Observer, Progress};
+pub use thread::{Engine, ModelStatus, Phase, Running, Status};

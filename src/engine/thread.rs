@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 
 use tokio::sync::watch;
 
-use super::{Backend, EngineError, Job, JobSource, LoraChoice, ModelInfo, Reply, job};
+use super::{Backend, EngineError, Job, JobPhase, JobSource, LoraChoice, Meter, ModelInfo, Reply, job};
 
 /// A model that panics this often in a row is broken; a supervisor should start the server anew.
 const PANICS_ALLOWED: usize = 3;
@@ -45,10 +45,22 @@ pub struct Status {
     pub running: Option<Running>,
 }
 
+/// A model that jobs may name.
+#[derive(Clone, Debug)]
+pub struct ModelStatus {
+    /// Its name in the registry.
+    pub name: String,
+    /// What it is, as far as is known without loading it.
+    pub info: Option<Arc<ModelInfo>>,
+    /// Its weights are on the device.
+    pub loaded: bool,
+}
+
 /// A handle to the engine; clones are cheap.
 #[derive(Clone, Debug)]
 pub struct Engine {
     status: Arc<watch::Sender<Status>>,
+    meter: Arc<Meter>,
 }
 
 impl Engine {
@@ -67,7 +79,7 @@ impl Engine {
         F: FnOnce() -> Result<B, EngineError> + Send + 'static,
     {
         let status = Arc::new(watch::Sender::new(Status { phase: Phase::Loading, running: None }));
-        let engine = Self { status: status.clone() };
+        let engine = Self { status: status.clone(), meter: Arc::default() };
         let run = move || {
             let loaded = catch(|| {
                 let mut backend = load()?;
@@ -106,6 +118,36 @@ impl Engine {
             Ok(Phase::Failed(error)) => Err(error),
             Ok(Phase::Loading) | Err(_) => Err(EngineError::Stopping),
         }
+    }
+
+    /// A model by its name in the registry, the default one without.
+    ///
+    /// # Errors
+    /// That there is none of this name, and which there are; or as [`model`](Self::model).
+    pub async fn info(&self, name: Option<&str>) -> Result<Arc<ModelInfo>, EngineError> {
+        let model = self.model().await?;
+        match name {
+            Some(name) if name != model.name => Err(EngineError::Invalid(format!(
+                "Unknown model {name:?}. Must be one of ['{}']",
+                model.name
+            ))),
+            _ => Ok(model),
+        }
+    }
+
+    /// All models of the registry, the default one first.
+    pub fn models(&self) -> Vec<ModelStatus> {
+        match &self.status.borrow().phase {
+            Phase::Ready(info) => {
+                vec![ModelStatus { name: info.name.clone(), info: Some(info.clone()), loaded: true }]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// What it has counted.
+    pub fn meter(&self) -> &Meter {
+        &self.meter
     }
 
     /// Waits for the engine's end and says why it came.
@@ -163,8 +205,9 @@ impl<B: Backend> Loop<'_, B> {
                 tracing::warn!(%error, "no picture");
             }
             // The place goes first: whoever reads the reply may ask again at once.
-            let Job { reply: caller, place, .. } = job;
+            let Job { reply: caller, place, progress, .. } = job;
             drop(place);
+            progress.set(|p| p.phase = JobPhase::Done);
             let _gone = caller.send(reply);
             if panics >= PANICS_ALLOWED {
                 return EngineError::Failed(format!("{panics} jobs in a row panicked"));
@@ -185,6 +228,11 @@ impl<B: Backend> Loop<'_, B> {
             let mut on_step = |step, steps| {
                 let running = Running { picture, pictures, step, steps };
                 self.status.send_modify(|s| s.running = Some(running));
+                let phase = if step < steps { JobPhase::Running } else { JobPhase::Decoding };
+                job.progress.set(|p| {
+                    (p.phase, p.picture, p.pictures) = (phase, picture, pictures);
+                    (p.step, p.steps) = (step, steps);
+                });
                 if job.reply.is_closed() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             };
             made.push(job::make(&self.backend, request, &loras, &mut on_step)?);

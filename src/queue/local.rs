@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use tokio::sync::{Semaphore, oneshot};
 
-use super::{Depth, JobQueue, Place, QueueFull, Ticket};
-use crate::engine::{EngineError, Job, JobSource, Work};
+use super::{Caller, Cost, Depth, JobQueue, Place, Refusal, Ticket};
+use crate::engine::{EngineError, Job, JobPhase, JobSource, Observer, Progress, Work};
 
 /// What a job is taken to last before one has been seen.
 const FIRST_GUESS_S: f64 = 10.0;
@@ -61,13 +61,13 @@ impl Shared {
 }
 
 impl JobQueue for LocalQueue {
-    fn admit(&self) -> Result<Place, QueueFull> {
+    fn admit(&self, _caller: &Caller, _cost: Cost) -> Result<Place, Refusal> {
         let shared = &self.shared;
         match shared.places.clone().try_acquire_owned() {
             Ok(permit) => Ok(Place(Box::new(permit))),
             Err(_) => {
                 let retry_after_s = shared.state().mean_job_s.ceil().clamp(1.0, 600.0) as u64;
-                Err(QueueFull { capacity: shared.capacity, retry_after_s })
+                Err(Refusal::Full { capacity: shared.capacity, retry_after_s })
             }
         }
     }
@@ -75,17 +75,20 @@ impl JobQueue for LocalQueue {
     fn submit(&self, place: Place, work: Work) -> Ticket {
         let (sender, receiver) = oneshot::channel();
         let mut state = self.shared.state();
+        let progress = Observer::new(Progress::waiting(work.requests.len(), state.waiting.len()));
         let id = state.next_id;
         state.next_id += 1;
         if state.closed {
             drop(state);
             let _unread = sender.send(Err(EngineError::Stopping));
         } else {
-            state.waiting.push_back((id, Job { work, reply: sender, place: place.0 }));
+            state
+                .waiting
+                .push_back((id, Job { work, reply: sender, progress: progress.clone(), place: place.0 }));
             drop(state);
             self.shared.arrived.notify_one();
         }
-        Ticket::new(receiver, Box::new(Leave { id, shared: self.shared.clone() }))
+        Ticket::new(receiver, progress, Box::new(Leave { id, shared: self.shared.clone() }))
     }
 
     fn depth(&self) -> Depth {
@@ -101,6 +104,7 @@ impl JobQueue for LocalQueue {
         drop(state);
         self.shared.arrived.notify_all();
         for (_, job) in waiting {
+            job.progress.set(|p| p.phase = JobPhase::Done);
             let _gone = job.reply.send(Err(EngineError::Stopping));
         }
     }

@@ -4,12 +4,14 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
-use crate::engine::{EngineError, Reply, Work};
+use crate::engine::{EngineError, Observer, Progress, Reply, Work};
 
+pub mod admission;
 pub mod local;
 
+pub use admission::{Caller, Cost, Refusal};
 pub use local::LocalQueue;
 
 /// A bounded queue in front of the engine.
@@ -17,8 +19,8 @@ pub trait JobQueue: Send + Sync {
     /// Takes a place, to be filled by [`submit`](Self::submit) or given back by dropping it.
     ///
     /// # Errors
-    /// When every place is taken.
-    fn admit(&self) -> Result<Place, QueueFull>;
+    /// When every place is taken, the work would be too much, or the caller has its share.
+    fn admit(&self, caller: &Caller, cost: Cost) -> Result<Place, Refusal>;
 
     /// Puts work into an admitted place.
     fn submit(&self, place: Place, work: Work) -> Ticket;
@@ -32,16 +34,6 @@ pub trait JobQueue: Send + Sync {
 
 /// A place in the queue; whoever drops it last frees it.
 pub struct Place(pub(crate) Box<dyn Send + Sync>);
-
-/// Every place is taken.
-#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
-#[error("the queue is full: {capacity} jobs are running or waiting")]
-pub struct QueueFull {
-    /// Places there are.
-    pub capacity: usize,
-    /// When one should be free, judged by the last jobs.
-    pub retry_after_s: u64,
-}
 
 /// How full a queue is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
@@ -57,14 +49,25 @@ pub struct Depth {
 /// Waits for a job's pictures. Dropping it gives the job up, wherever it is.
 pub struct Ticket {
     reply: oneshot::Receiver<Reply>,
+    progress: Observer,
     /// Takes the job out of the queue when dropped.
     _leave: Box<dyn Send + Sync>,
 }
 
 impl Ticket {
     /// A ticket for the job at the other end of `reply`; `leave` is dropped with it.
-    pub fn new(reply: oneshot::Receiver<Reply>, leave: Box<dyn Send + Sync>) -> Self {
-        Self { reply, _leave: leave }
+    pub fn new(reply: oneshot::Receiver<Reply>, progress: Observer, leave: Box<dyn Send + Sync>) -> Self {
+        Self { reply, progress, _leave: leave }
+    }
+
+    /// Watches the job; as long as the receiver is kept, previews are made. The end is `JobPhase::Done`.
+    pub fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.watch()
+    }
+
+    /// Reads the job's progress without watching it; may be kept when the ticket is given away.
+    pub fn observer(&self) -> Observer {
+        self.progress.clone()
     }
 }
 
