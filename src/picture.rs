@@ -12,15 +12,12 @@ use crate::engine::Picture;
 pub const MAX_SIDE_PX: u32 = 4096;
 /// Pixels of the largest picture as RGBA with 16 bits, the widest format that is decoded.
 const MAX_DECODED_BYTES: u64 = MAX_SIDE_PX as u64 * MAX_SIDE_PX as u64 * 8;
-/// JPEG's usual compromise.
-const JPEG_QUALITY: u8 = 90;
-
 /// A format to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// Lossless, and the only one that carries the recipe.
     Png,
-    /// Quality 90.
+    /// Smaller, at some loss.
     Jpeg,
     /// Lossless.
     WebP,
@@ -34,6 +31,46 @@ impl Format {
             "jpg" | "jpeg" => Some(Self::Jpeg),
             "webp" => Some(Self::WebP),
             _ => None,
+        }
+    }
+}
+
+/// How a format is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Encoding {
+    /// How small PNGs are made.
+    pub png: PngCompression,
+    /// 1 to 100; what is outside is taken for the nearest.
+    pub jpeg_quality: u8,
+}
+
+impl Default for Encoding {
+    fn default() -> Self {
+        // JPEG's usual compromise.
+        Self { png: PngCompression::Fast, jpeg_quality: 90 }
+    }
+}
+
+/// How small PNGs are made, at the cost of time. The pixels are the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PngCompression {
+    /// Not at all.
+    None,
+    /// In one pass with a fixed code.
+    Fast,
+    /// As most programs do.
+    Balanced,
+    /// As small as it gets.
+    High,
+}
+
+impl From<PngCompression> for png::Compression {
+    fn from(compression: PngCompression) -> Self {
+        match compression {
+            PngCompression::None => Self::NoCompression,
+            PngCompression::Fast => Self::Fast,
+            PngCompression::Balanced => Self::Balanced,
+            PngCompression::High => Self::High,
         }
     }
 }
@@ -60,12 +97,17 @@ pub enum PictureError {
 /// A picture's file. PNG carries the recipe in the text chunks `parameters`, as the Stable Diffusion web UI writes
 /// it, and `aquatint`, as JSON.
 pub fn encode(picture: &Picture, format: Format) -> Result<Vec<u8>, PictureError> {
+    encode_with(picture, format, Encoding::default())
+}
+
+/// [`encode`], as the caller wants it.
+pub fn encode_with(picture: &Picture, format: Format, encoding: Encoding) -> Result<Vec<u8>, PictureError> {
     let image = &picture.image;
     let mut bytes = Vec::new();
     let (width, height, colour) = (image.width(), image.height(), image::ExtendedColorType::Rgb8);
     match format {
-        Format::Png => write_png(picture, &mut bytes).map_err(unwritable)?,
-        Format::Jpeg => JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY)
+        Format::Png => write_png(picture, encoding.png, &mut bytes).map_err(unwritable)?,
+        Format::Jpeg => JpegEncoder::new_with_quality(&mut bytes, encoding.jpeg_quality.clamp(1, 100))
             .write_image(image, width, height, colour)
             .map_err(unwritable)?,
         Format::WebP => WebPEncoder::new_lossless(&mut bytes)
@@ -79,11 +121,16 @@ fn unwritable(error: impl std::fmt::Display) -> PictureError {
     PictureError::Unwritable(error.to_string())
 }
 
-fn write_png(picture: &Picture, into: &mut Vec<u8>) -> Result<(), png::EncodingError> {
+fn write_png(
+    picture: &Picture,
+    compression: PngCompression,
+    into: &mut Vec<u8>,
+) -> Result<(), png::EncodingError> {
     let json = serde_json::to_string(&picture.recipe).map_err(std::io::Error::from)?;
     let mut encoder = png::Encoder::new(into, picture.image.width(), picture.image.height());
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
+    encoder.set_compression(compression.into());
     for (keyword, text) in [("parameters", picture.recipe.parameters()), ("aquatint", json)] {
         // tEXt is Latin-1; readers of the web UI's pictures look in both.
         if text.chars().all(|c| u32::from(c) < 256) {

@@ -179,15 +179,15 @@ pub struct ServeArgs {
     /// Port to listen on; 0 takes a free one
     #[arg(long, value_name = "PORT", env = "PORT", default_value = "7860")]
     pub port: u16,
-    /// Origins whose web pages may call, separated by commas; * is all [default: localhost]
-    #[arg(long, value_name = "ORIGINS", env = "ALLOW_ORIGINS")]
-    pub allow_origins: Option<String>,
     /// Jobs that may wait while one runs
     #[arg(long, value_name = "N", env = "AQUATINT_QUEUE_SIZE", default_value = "32", value_parser = number(0..=100_000))]
     pub queue_size: usize,
     /// Seconds that running jobs get when the server is told to stop
     #[arg(long, value_name = "S", env = "AQUATINT_DRAIN_SECONDS", default_value = "30")]
     pub drain_seconds: u64,
+    /// Answer /health with 503 until the model is loaded, for platforms whose only probe it is
+    #[arg(long, env = "AQUATINT_HEALTH_UNTIL_READY")]
+    pub health_until_ready: bool,
     /// Folder of LoRAs that requests may name, each by its file name without .safetensors
     #[arg(long, value_name = "DIR", env = "AQUATINT_LORA_DIR")]
     pub lora_dir: Option<PathBuf>,
@@ -201,11 +201,41 @@ pub struct ServeArgs {
     /// What requests get unless they say otherwise.
     pub defaults: Defaults,
     #[command(flatten)]
+    /// The policy towards clients.
+    pub edge: EdgeArgs,
+    #[command(flatten)]
     /// The model.
     pub model: ModelArgs,
     #[command(flatten)]
     /// Variables that are understood and have no effect yet.
     pub unused: Unused,
+}
+
+/// The policy towards clients.
+#[derive(Args, Clone, Debug)]
+pub struct EdgeArgs {
+    /// Origins whose web pages may call, separated by commas; * is all [default: localhost]
+    #[arg(long, value_name = "ORIGINS", env = "ALLOW_ORIGINS")]
+    pub allow_origins: Option<String>,
+    /// Key that opens the server, as a bearer token, or as the Basic password on /sdapi; may be given several times.
+    /// Other users of this machine can read it off the command line: prefer the variable or the file
+    #[arg(long, value_name = "KEY", env = "AQUATINT_API_KEYS", hide_env_values = true, value_delimiter = ',')]
+    pub api_key: Vec<Secret>,
+    /// File of such keys, one a line
+    #[arg(long, value_name = "FILE", env = "AQUATINT_API_KEY_FILE")]
+    pub api_key_file: Option<PathBuf>,
+    /// Requests, other than reading, that one caller may send at once, and in each minute from then on
+    #[arg(long, value_name = "N", env = "AQUATINT_RATE_LIMIT", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub rate_limit: Option<u32>,
+    /// Take the last address of X-Forwarded-For for the caller's: only behind a proxy that sets it
+    #[arg(long, env = "AQUATINT_BEHIND_PROXY")]
+    pub behind_proxy: bool,
+    /// Largest body of a request in MiB; some routes take less
+    #[arg(long, value_name = "MIB", env = "AQUATINT_MAX_BODY_MIB", default_value = "64", value_parser = number(1..=1024))]
+    pub max_body_mib: usize,
+    /// Connections that may be open at a time; more wait
+    #[arg(long, value_name = "N", env = "AQUATINT_MAX_CONNECTIONS", default_value = "900", value_parser = number(1..=1_000_000))]
+    pub max_connections: usize,
 }
 
 /// What requests get unless they say otherwise; where this does not, the model's own defaults hold.

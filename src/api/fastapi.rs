@@ -1,16 +1,9 @@
 //! FastAPI's shapes: what clients of the replaced service read when something is wrong.
 
-use std::future::poll_fn;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
-use std::task::Poll;
-use std::time::Instant;
-
 use axum::Json;
-use axum::body::{Body, to_bytes};
+use axum::body::to_bytes;
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
@@ -155,27 +148,4 @@ fn missing_body() -> ApiError {
 fn not_a_dict(input: Value) -> ApiError {
     let msg = "Input should be a valid dictionary";
     ApiError::invalid(json!([{"type": "dict_type", "loc": ["body"], "msg": msg, "input": input}]))
-}
-
-/// Logs each request, and turns a handler's panic into a 500 that still passes the CORS layer: without its headers
-/// a browser shows every error as "Failed to fetch".
-pub async fn log_and_catch(request: Request, next: Next) -> Response {
-    let started = Instant::now();
-    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let mut response = pin!(next.run(request));
-    let polled = poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| response.as_mut().poll(cx))) {
-        Ok(poll) => poll.map(Some),
-        Err(_) => Poll::Ready(None),
-    });
-    let response = polled.await.unwrap_or_else(|| {
-        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error").into_response()
-    });
-    let (status, elapsed_ms) = (response.status().as_u16(), started.elapsed().as_millis() as u64);
-    // Every open page asks for /health every few hundred milliseconds.
-    if path == "/health" {
-        tracing::debug!(%method, path, status, elapsed_ms, "request");
-    } else {
-        tracing::info!(%method, path, status, elapsed_ms, "request");
-    }
-    response.map(Body::new)
 }

@@ -1,23 +1,29 @@
 //! Every route and layer of the HTTP interface.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Router;
 use axum::handler::Handler;
 use axum::http::Method;
-use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{MethodFilter, MethodRouter, on};
 
 use crate::engine::Engine;
 use crate::queue::JobQueue;
 use crate::settings::Defaults;
+use edge::Edge;
+use edge::meter::HttpMeter;
+use stopping::Stopping;
 
-pub mod cors;
+pub mod edge;
 pub mod fastapi;
 mod json_error;
+pub mod metrics;
 pub mod native;
 pub mod page;
+pub mod ready;
 pub mod server;
+pub mod stopping;
 
 pub use native::loras::LoraRegistry;
 
@@ -34,13 +40,40 @@ pub struct App {
     pub lcm: bool,
     /// LoRAs that requests may name.
     pub loras: Arc<LoraRegistry>,
+    /// What operators watch.
+    pub operations: Operations,
+}
+
+/// What operators watch.
+#[derive(Clone, Debug)]
+pub struct Operations {
+    /// Counts of requests and connections.
+    pub http: Arc<HttpMeter>,
+    /// Whether the server has been told to stop.
+    pub stopping: Stopping,
+    /// When it began.
+    pub started: Instant,
+    /// `/health` is 503 until jobs are taken, for platforms that know no other probe.
+    pub health_until_ready: bool,
+}
+
+impl Default for Operations {
+    fn default() -> Self {
+        Self {
+            http: Arc::default(),
+            stopping: Stopping::default(),
+            started: Instant::now(),
+            health_until_ready: false,
+        }
+    }
 }
 
 /// Paths that clients are told of.
 pub const ENDPOINTS: [&str; 4] = ["/generate", "/refine", "/health", "/benchmark"];
 
 /// The whole interface.
-pub fn router(app: App, origins: cors::Origins) -> Router {
+pub fn router(app: App, edge: &Edge) -> Router {
+    let http = app.operations.http.clone();
     let routes = Router::new()
         .route("/", only(Method::GET, page::index))
         .route("/page/style.css", only(Method::GET, page::style))
@@ -49,12 +82,12 @@ pub fn router(app: App, origins: cors::Origins) -> Router {
         .route("/refine", only(Method::POST, native::refine::refine))
         .route("/health", only(Method::GET, native::health::health))
         .route("/benchmark", only(Method::GET, native::health::benchmark))
+        .route("/ready", only(Method::GET, ready::ready))
+        .route("/info", only(Method::GET, ready::info))
+        .route("/metrics", only(Method::GET, metrics::metrics))
         .fallback(fastapi::not_found)
-        .layer(from_fn(fastapi::log_and_catch))
         .with_state(app);
-    // Around the whole router, not around each route: axum adds `allow` outside of a route's layers, and a preflight
-    // has none.
-    Router::new().fallback_service(routes).layer(from_fn_with_state(Arc::new(origins), cors::cors))
+    edge.around(routes, http)
 }
 
 /// A route with one method. Others get FastAPI's 405, HEAD too: FastAPI does not derive it from GET.

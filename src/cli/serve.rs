@@ -9,8 +9,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::Failure;
 use super::model::{Choice, caption_model, use_threads};
-use crate::api::cors::Origins;
-use crate::api::{App, LoraRegistry, server};
+use crate::api::edge::Edge;
+use crate::api::{App, LoraRegistry, Operations, server};
 use crate::engine::pipeline::PipelineBackend;
 use crate::engine::{Engine, EngineError};
 use crate::queue::{JobQueue, LocalQueue};
@@ -30,9 +30,10 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
             .map_err(|error| Failure::BadInput(format!("--lora-dir {}: {error}", folder.display())))?,
         None => LoraRegistry::default(),
     };
+    let edge = Edge::new(&args.edge).map_err(Failure::BadInput)?;
     use_threads(args.model.threads)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(other)?;
-    let served = runtime.block_on(serve(args, choice, caption_model, loras));
+    let served = runtime.block_on(serve(args, edge, choice, caption_model, loras));
     // Connections that outlived the drain deadline must not keep the program.
     runtime.shutdown_background();
     served
@@ -40,6 +41,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
 
 async fn serve(
     args: ServeArgs,
+    edge: Edge,
     choice: Choice,
     caption_model: Option<PathBuf>,
     loras: LoraRegistry,
@@ -49,8 +51,8 @@ async fn serve(
         .await
         .map_err(|error| Failure::Other(format!("cannot listen on {address}: {error}")))?;
     let local = listener.local_addr().map_err(other)?;
-    if !is_loopback(&args.host) {
-        tracing::warn!("{local} can be reached from other machines, and no API key is asked for");
+    if !is_loopback(&args.host) && edge.keys.is_open() {
+        tracing::warn!("{local} can be reached from other machines, and no API key is asked for: see --api-key");
     }
     let queue = LocalQueue::new(args.queue_size);
     let lcm = choice.loras.iter().any(|lora| lora.lcm);
@@ -69,6 +71,7 @@ async fn serve(
         defaults: Arc::new(args.defaults),
         lcm,
         loras: Arc::new(loras),
+        operations: Operations { health_until_ready: args.health_until_ready, ..Operations::default() },
     };
     tokio::spawn(announce(engine.clone()));
     tracing::info!("listening on http://{local}");
@@ -80,9 +83,8 @@ async fn serve(
             error = engine.failed() => broken = Some(error),
         }
     };
-    let origins = Origins::new(args.allow_origins.as_deref());
     let drain = Duration::from_secs(args.drain_seconds);
-    server::serve(listener, app, origins, stop, drain).await.map_err(other)?;
+    server::serve(listener, app, edge, stop, drain).await;
     queue.close();
     let joined = tokio::task::spawn_blocking(|| thread.join().is_ok());
     if tokio::time::timeout(JOIN_TIMEOUT, joined).await.is_err() {

@@ -6,8 +6,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquatint::api::cors::Origins;
-use aquatint::api::{App, LoraRegistry, router, server};
+use aquatint::api::edge::Edge;
+use aquatint::api::{App, LoraRegistry, Operations, router, server};
 use aquatint::engine::{Engine, LoraChoice};
 use aquatint::queue::{JobQueue, LocalQueue};
 use aquatint::settings::{Cli, Command};
@@ -26,7 +26,7 @@ pub(crate) struct Server {
     pub(crate) app: App,
     pub(crate) queue: LocalQueue,
     pub(crate) script: Script,
-    origins: Origins,
+    pub(crate) edge: Edge,
 }
 
 /// How a server is started.
@@ -57,8 +57,9 @@ impl Setup {
             defaults: Arc::new(args.defaults),
             lcm,
             loras: Arc::new(self.loras),
+            operations: Operations { health_until_ready: args.health_until_ready, ..Operations::default() },
         };
-        Server { app, queue, script: self.script, origins: Origins::new(args.allow_origins.as_deref()) }
+        Server { app, queue, script: self.script, edge: Edge::new(&args.edge).unwrap() }
     }
 }
 
@@ -107,7 +108,7 @@ impl Server {
             request = request.header(*name, *value);
         }
         let request = request.body(Body::from(body.to_vec())).unwrap();
-        let response = router(self.app.clone(), self.origins.clone()).oneshot(request).await.unwrap();
+        let response = router(self.app.clone(), &self.edge).oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
         let body = to_bytes(body, usize::MAX).await.unwrap().to_vec();
         Answer { status: parts.status, headers: parts.headers, body }
@@ -130,8 +131,8 @@ impl Server {
         let stopped = async move {
             let _ = stopped.await;
         };
-        let (app, origins) = (self.app.clone(), self.origins.clone());
-        let served = tokio::spawn(server::serve(listener, app, origins, stopped, drain));
+        let (app, edge) = (self.app.clone(), self.edge.clone());
+        let served = tokio::spawn(server::serve(listener, app, edge, stopped, drain));
         Listening { server: self, address, stop: Some(stop), served }
     }
 }
@@ -140,7 +141,7 @@ pub(crate) struct Listening {
     pub(crate) server: Server,
     pub(crate) address: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
-    served: JoinHandle<std::io::Result<()>>,
+    served: JoinHandle<()>,
 }
 
 impl Listening {
@@ -169,7 +170,7 @@ impl Listening {
     }
 
     pub(crate) async fn ended(self) {
-        self.served.await.unwrap().unwrap();
+        self.served.await.unwrap();
     }
 }
 

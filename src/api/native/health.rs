@@ -3,17 +3,26 @@
 use crate::engine::GenerationRequest;
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
 use super::overrides::{default_guidance_scale, default_scheduler, default_steps};
 use super::{Wording, pictures, refusal, sizes};
 use crate::api::App;
 use crate::api::fastapi::ApiError;
+use crate::api::ready::unready;
 use crate::engine::{ModelInfo, Phase, Work};
 use crate::queue::{Caller, Cost};
 
 /// What the server is doing. Answers at once, also while the model loads or paints.
-pub async fn health(State(app): State<App>) -> Json<Value> {
+pub async fn health(State(app): State<App>) -> Response {
+    let waits = app.operations.health_until_ready && unready(&app).is_some();
+    let status = if waits { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+    (status, Json(health_of(&app))).into_response()
+}
+
+fn health_of(app: &App) -> Value {
     let status = app.engine.status();
     let (state, model) = match &status.phase {
         Phase::Loading => ("loading", None),
@@ -23,7 +32,7 @@ pub async fn health(State(app): State<App>) -> Json<Value> {
     let running = status
         .running
         .map(|r| json!({"picture": r.picture, "pictures": r.pictures, "step": r.step, "steps": r.steps}));
-    Json(json!({
+    json!({
         "status": "healthy",
         "state": state,
         // A text at all times: clients look for "cuda" in it.
@@ -32,9 +41,9 @@ pub async fn health(State(app): State<App>) -> Json<Value> {
         "family": model.map(|m| m.family.name()),
         "random_weights": model.map(|m| m.random_weights),
         "optimizations": {
-            "steps": model.map(|m| default_steps(&app, app.lcm).unwrap_or(m.num_inference_steps)),
-            "guidance_scale": model.map(|m| default_guidance_scale(&app, app.lcm).unwrap_or(m.guidance_scale)),
-            "scheduler": model.map(|m| default_scheduler(&app, app.lcm).unwrap_or_else(|| m.scheduler.clone())),
+            "steps": model.map(|m| default_steps(app, app.lcm).unwrap_or(m.num_inference_steps)),
+            "guidance_scale": model.map(|m| default_guidance_scale(app, app.lcm).unwrap_or(m.guidance_scale)),
+            "scheduler": model.map(|m| default_scheduler(app, app.lcm).unwrap_or_else(|| m.scheduler.clone())),
             "memory_optimizations": [],
         },
         "size_table": model.map(size_table),
@@ -43,7 +52,7 @@ pub async fn health(State(app): State<App>) -> Json<Value> {
         "queue": app.queue.depth(),
         "running": running,
         "version": env!("CARGO_PKG_VERSION"),
-    }))
+    })
 }
 
 /// The sizes as this model makes them.
