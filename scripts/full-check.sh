@@ -15,6 +15,8 @@ for script in models/tests/reference/*.py; do
 done
 cargo test --workspace --quiet --test parity
 git diff --stat -- models/tests/fixtures
+echo '== scoreboard: connections, ends, bad input, names, CORS, logs'
+scripts/scoreboard-operations.sh
 echo '== side by side with PyTorch'
 benches/peers/side-by-side.sh
 echo '== memory of a full-width SDXL step'

@@ -219,7 +219,13 @@ pub struct EdgeArgs {
     pub allow_origins: Option<String>,
     /// Key that opens the server, as a bearer token, or as the Basic password on /sdapi; may be given several times.
     /// Other users of this machine can read it off the command line: prefer the variable or the file
-    #[arg(long, value_name = "KEY", env = "AQUATINT_API_KEYS", hide_env_values = true, value_delimiter = ',')]
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "AQUATINT_API_KEYS",
+        hide_env_values = true,
+        value_delimiter = ','
+    )]
     pub api_key: Vec<Secret>,
     /// File of such keys, one a line
     #[arg(long, value_name = "FILE", env = "AQUATINT_API_KEY_FILE")]

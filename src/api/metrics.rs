@@ -61,7 +61,11 @@ fn engine(page: &mut Page, app: &App) {
     let ready = unready(app).is_none();
     page.gauge("aquatint_ready", "1 while jobs are taken, as /ready says.", u8::from(ready));
     for (name, help, histogram) in [
-        ("aquatint_start_seconds", "Encoding the prompts and drawing the noise of one picture.", &meter.start_s),
+        (
+            "aquatint_start_seconds",
+            "Encoding the prompts and drawing the noise of one picture.",
+            &meter.start_s,
+        ),
         ("aquatint_step_seconds", "One denoising step, whatever its batch.", &meter.step_s),
         ("aquatint_decode_seconds", "Decoding one picture.", &meter.decode_s),
         ("aquatint_lora_merge_seconds", "Merging one set of LoRAs.", &meter.merge_s),
@@ -111,7 +115,8 @@ impl Page {
     }
 
     fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
-        let labels: Vec<_> = labels.iter().map(|(label, text)| format!("{label}=\"{}\"", escaped(text))).collect();
+        let labels: Vec<_> =
+            labels.iter().map(|(label, text)| format!("{label}=\"{}\"", escaped(text))).collect();
         match labels.is_empty() {
             true => self.line(format_args!("{name} {value}")),
             false => self.line(format_args!("{name}{{{}}} {value}", labels.join(","))),

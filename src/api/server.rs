@@ -36,7 +36,13 @@ const GLANCE: Duration = Duration::from_millis(5);
 
 /// Serves until `stop`. Then no connection is accepted beyond those that the kernel holds already, jobs that wait are
 /// answered with 503, and the one that runs has `drain` to end; what is not answered by then is cut off.
-pub async fn serve(listener: TcpListener, app: App, edge: Edge, stop: impl Future<Output = ()>, drain: Duration) {
+pub async fn serve(
+    listener: TcpListener,
+    app: App,
+    edge: Edge,
+    stop: impl Future<Output = ()>,
+    drain: Duration,
+) {
     let operations = app.operations.clone();
     let mut server = Server {
         routes: router(app.clone(), &edge),
@@ -60,7 +66,10 @@ pub async fn serve(listener: TcpListener, app: App, edge: Edge, stop: impl Futur
     drop(listener);
     let ended = async { while server.connections.join_next().await.is_some() {} };
     if tokio::time::timeout(drain, ended).await.is_err() {
-        tracing::warn!(connections = server.connections.len(), "connections are still open; they are cut off");
+        tracing::warn!(
+            connections = server.connections.len(),
+            "connections are still open; they are cut off"
+        );
         server.connections.shutdown().await;
     }
 }

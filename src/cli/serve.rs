@@ -52,7 +52,9 @@ async fn serve(
         .map_err(|error| Failure::Other(format!("cannot listen on {address}: {error}")))?;
     let local = listener.local_addr().map_err(other)?;
     if !is_loopback(&args.host) && edge.keys.is_open() {
-        tracing::warn!("{local} can be reached from other machines, and no API key is asked for: see --api-key");
+        tracing::warn!(
+            "{local} can be reached from other machines, and no API key is asked for: see --api-key"
+        );
     }
     let queue = LocalQueue::new(args.queue_size);
     let lcm = choice.loras.iter().any(|lora| lora.lcm);
@@ -109,7 +111,7 @@ async fn announce(engine: Engine) {
     }
 }
 
-/// Ctrl-C or SIGTERM; a second one ends the program at once.
+/// Ctrl-C or SIGTERM; a second one ends the program at once, with the code that shells give to a signal's victims.
 async fn told_to_stop() {
     let (Ok(mut interrupt), Ok(mut terminate)) =
         (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
@@ -119,14 +121,14 @@ async fn told_to_stop() {
     };
     let mut next = async move || {
         tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+            _ = interrupt.recv() => SignalKind::interrupt(),
+            _ = terminate.recv() => SignalKind::terminate(),
         }
     };
     next().await;
     tokio::spawn(async move {
-        next().await;
-        std::process::exit(1);
+        let signal = next().await;
+        std::process::exit(128 + signal.as_raw_value());
     });
 }
 

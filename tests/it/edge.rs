@@ -39,8 +39,11 @@ async fn a_key_opens_what_makes_work() {
         }
     }
     assert_eq!(server.script.requests().len(), 2, "nothing is painted for the others");
-    for (authorization, passes) in [(BASIC[0], true), (BASIC[1], true), (BASIC[2], false), ("Bearer sesame", true)] {
-        let answer = server.call("GET", "/sdapi/v1/nothing-here", &[("authorization", authorization)], b"").await;
+    for (authorization, passes) in
+        [(BASIC[0], true), (BASIC[1], true), (BASIC[2], false), ("Bearer sesame", true)]
+    {
+        let answer =
+            server.call("GET", "/sdapi/v1/nothing-here", &[("authorization", authorization)], b"").await;
         let expected = if passes { StatusCode::NOT_FOUND } else { StatusCode::UNAUTHORIZED };
         assert_eq!(answer.status, expected, "{authorization}");
         assert_eq!(answer.header("www-authenticate"), (!passes).then_some("Basic"));
@@ -98,8 +101,16 @@ async fn a_caller_may_send_so_many_a_minute() {
     // A third of a minute for each token, less what has passed.
     let seconds: u64 = refused.header("retry-after").unwrap().parse().unwrap();
     assert!((18..=20).contains(&seconds), "{seconds}");
-    assert_eq!(ask("10.0.0.1, 10.0.0.2").await.status, 200, "the last address is the one the proxy has added");
-    assert_eq!(ask("10.0.0.2, 10.0.0.1").await.status, 429, "what is before it is the client's own invention");
+    assert_eq!(
+        ask("10.0.0.1, 10.0.0.2").await.status,
+        200,
+        "the last address is the one the proxy has added"
+    );
+    assert_eq!(
+        ask("10.0.0.2, 10.0.0.1").await.status,
+        429,
+        "what is before it is the client's own invention"
+    );
     let read = server.call("GET", "/health", &[("x-forwarded-for", "10.0.0.1")], b"").await;
     assert_eq!(read.status, 200, "reading is free");
 }
@@ -205,7 +216,10 @@ async fn a_slow_body_may_take_its_time_while_it_comes() {
     setup.edge.bodies.time = Duration::from_millis(200);
     let listening = setup.listen(Duration::from_secs(1)).await;
     // 160 KiB in 0.8 s: slower than the time, faster than the least rate.
-    let body = format!("{{\"prompt\": \"a\", \"aspectRatio\": \"1:1\", \"config\": {{\"steps\": 1}}, \"x\": \"{}\"}}", "x".repeat(160 << 10));
+    let body = format!(
+        "{{\"prompt\": \"a\", \"aspectRatio\": \"1:1\", \"config\": {{\"steps\": 1}}, \"x\": \"{}\"}}",
+        "x".repeat(160 << 10)
+    );
     let head = format!(
         "POST /generate HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
         body.len()

@@ -1,9 +1,12 @@
 //! The server around the fake model: called directly, or over loopback.
 
+use std::convert::Infallible;
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use aquatint::api::edge::Edge;
@@ -11,7 +14,7 @@ use aquatint::api::{App, LoraRegistry, Operations, router, server};
 use aquatint::engine::{Engine, LoraChoice};
 use aquatint::queue::{JobQueue, LocalQueue};
 use aquatint::settings::{Cli, Command};
-use axum::body::{Body, to_bytes};
+use axum::body::{Body, Bytes, HttpBody, to_bytes};
 use axum::http::{HeaderMap, Request, StatusCode};
 use clap::Parser;
 use serde_json::Value;
@@ -69,6 +72,20 @@ impl Drop for Server {
     }
 }
 
+struct Endless;
+
+impl HttpBody for Endless {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<hyper::body::Frame<Bytes>, Infallible>>> {
+        Poll::Pending
+    }
+}
+
 /// A server with nothing special.
 pub(crate) fn server() -> Server {
     Setup::default().start()
@@ -103,11 +120,20 @@ impl Server {
         headers: &[(&str, &str)],
         body: &[u8],
     ) -> Answer {
+        self.call_with(method, path, headers, Body::from(body.to_vec())).await
+    }
+
+    /// A request whose body never comes.
+    pub(crate) async fn call_with_endless_body(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
+        self.call_with("POST", path, headers, Body::new(Endless)).await
+    }
+
+    async fn call_with(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Body) -> Answer {
         let mut request = Request::builder().method(method).uri(path).header("host", "testserver");
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let request = request.body(Body::from(body.to_vec())).unwrap();
+        let request = request.body(body).unwrap();
         let response = router(self.app.clone(), &self.edge).oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
         let body = to_bytes(body, usize::MAX).await.unwrap().to_vec();

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod board;
 mod caption;
 mod cli;
 mod cors;
@@ -15,3 +16,4 @@ mod health;
 mod load;
 mod operations;
 mod refine;
+mod running;

@@ -35,7 +35,8 @@ async fn metrics_count_what_happens() {
     let script = Script { step_time: Duration::from_millis(20), native_size_px: 64, ..Script::default() };
     let server = Setup { script, ..Setup::default() }.start();
     server.app.engine.model().await.unwrap();
-    let body = |prompt| json!({"prompt": prompt, "aspectRatio": "1:1", "config": {"steps": 4, "numImages": 2}});
+    let body =
+        |prompt| json!({"prompt": prompt, "aspectRatio": "1:1", "config": {"steps": 4, "numImages": 2}});
     assert_eq!(server.post("/generate", &body("a")).await.status, 200);
     assert_eq!(server.post("/generate", &body("!fail")).await.status, 500);
     assert_eq!(server.post("/generate", &json!({})).await.status, 422);
@@ -44,7 +45,9 @@ async fn metrics_count_what_happens() {
     }
     let samples = metrics(&server).await;
     let count = |route, method, status| {
-        let name = format!("aquatint_http_requests_total{{route=\"{route}\",method=\"{method}\",status=\"{status}\"}}");
+        let name = format!(
+            "aquatint_http_requests_total{{route=\"{route}\",method=\"{method}\",status=\"{status}\"}}"
+        );
         samples.get(&name).copied()
     };
     assert_eq!(count("/generate", "POST", 200), Some(1.0));
@@ -106,7 +109,11 @@ async fn ready_is_for_load_balancers() {
     let failed = Setup { script: Script { load_error, ..Script::default() }, ..Setup::default() }.start();
     failed.app.engine.failed().await;
     assert_eq!(failed.get("/ready").await.json(), json!({"status": "failed"}));
-    assert_eq!(failed.get("/health").await.status, 200, "without the flag it only says that the server lives");
+    assert_eq!(
+        failed.get("/health").await.status,
+        200,
+        "without the flag it only says that the server lives"
+    );
 }
 
 #[tokio::test]

@@ -31,7 +31,8 @@ pub struct Limits {
 /// The layer. Routes may set narrower bounds; what the handler made of a body that broke these does not matter.
 pub async fn bound(State(limits): State<Limits>, request: Request, next: Next) -> Response {
     let shape = Shape::of(request.method(), request.uri().path());
-    let length = request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+    let length =
+        request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
     if length.is_some_and(|length| length > limits.bytes as u64) {
         return refuse(shape, Fault::TooLarge, limits);
     }

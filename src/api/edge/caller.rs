@@ -18,7 +18,8 @@ pub struct Peer(pub SocketAddr);
 
 /// Open without a key: the page and the documentation, whose requests carry none, the probes of hosting platforms,
 /// and pictures, whose names cannot be guessed.
-const OPEN: [&str; 8] = ["/", "/health", "/ready", "/ping", "/docs", "/redoc", "/openapi.json", "/favicon.ico"];
+const OPEN: [&str; 8] =
+    ["/", "/health", "/ready", "/ping", "/docs", "/redoc", "/openapi.json", "/favicon.ico"];
 const OPEN_FOLDERS: [&str; 3] = ["/page/", "/docs/", "/images/"];
 
 fn is_open(method: &Method, path: &str) -> bool {

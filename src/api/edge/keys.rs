@@ -123,7 +123,9 @@ mod tests {
         assert_eq!(judge("Bearer first", false), Verdict::Key(1));
         assert_eq!(judge("bearer  first ", false), Verdict::Key(1));
         assert_eq!(judge("Bearer me:second", false), Verdict::Key(2));
-        for wrong in ["Bearer firs", "Bearer first1", "Bearer FIRST", "Bearer ", "Bearer", "first", "Token first"] {
+        for wrong in
+            ["Bearer firs", "Bearer first1", "Bearer FIRST", "Bearer ", "Bearer", "first", "Token first"]
+        {
             assert_eq!(judge(wrong, true), Verdict::Wrong, "{wrong}");
         }
         assert_eq!(keys().judge(&HeaderMap::new(), true), Verdict::Missing);

@@ -19,7 +19,8 @@ const MAX_ID_BYTES: usize = 128;
 /// What nginx logs where a client has left before its answer; no client ever sees it.
 const CLIENT_LEFT: u16 = 499;
 /// Asked for every few hundred milliseconds by each open page, or by every probe.
-const POLLED: [&str; 6] = ["/health", "/ready", "/ping", "/metrics", "/sdapi/v1/progress", "/sdapi/v1/memory"];
+const POLLED: [&str; 6] =
+    ["/health", "/ready", "/ping", "/metrics", "/sdapi/v1/progress", "/sdapi/v1/memory"];
 
 /// What a request is known by in logs and replies.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,7 +114,8 @@ impl Drop for Line {
         let route = self.route.as_ref().map_or("other", MatchedPath::as_str);
         self.meter.in_flight.add(-1);
         self.meter.answered(route, &self.method, status, elapsed);
-        let (id, method, path, caller) = (self.id.as_str(), self.method.as_str(), &self.path, self.caller.name());
+        let (id, method, path, caller) =
+            (self.id.as_str(), self.method.as_str(), &self.path, self.caller.name());
         let elapsed_ms = elapsed.as_millis() as u64;
         if POLLED.contains(&path.as_str()) {
             tracing::debug!(request_id = id, method, path, status, elapsed_ms, caller, "request");
