@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use aquatint_models::sampler::SamplerSettings;
+use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
@@ -186,7 +187,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "S", env = "AQUATINT_DRAIN_SECONDS", default_value = "30")]
     pub drain_seconds: u64,
     /// Answer /health with 503 until the model is loaded, for platforms whose only probe it is
-    #[arg(long, env = "AQUATINT_HEALTH_UNTIL_READY")]
+    #[arg(long, env = "AQUATINT_HEALTH_UNTIL_READY", value_parser = FalseyValueParser::new())]
     pub health_until_ready: bool,
     /// Folder of LoRAs that requests may name, each by its file name without .safetensors
     #[arg(long, value_name = "DIR", env = "AQUATINT_LORA_DIR")]
@@ -234,7 +235,7 @@ pub struct EdgeArgs {
     #[arg(long, value_name = "N", env = "AQUATINT_RATE_LIMIT", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub rate_limit: Option<u32>,
     /// Take the last address of X-Forwarded-For for the caller's: only behind a proxy that sets it
-    #[arg(long, env = "AQUATINT_BEHIND_PROXY")]
+    #[arg(long, env = "AQUATINT_BEHIND_PROXY", value_parser = FalseyValueParser::new())]
     pub behind_proxy: bool,
     /// Largest body of a request in MiB; some routes take less
     #[arg(long, value_name = "MIB", env = "AQUATINT_MAX_BODY_MIB", default_value = "64", value_parser = number(1..=1024))]
