@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use aquatint::queue::JobQueue;
 use base64::Engine as _;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::fake::Script;
@@ -47,7 +46,27 @@ impl Client {
 
     async fn send(&mut self, body: &str) {
         let head = "POST /generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length:";
-        self.0.write_all(format!("{head} {}\r\n\r\n{body}", body.len()).as_bytes()).await.unwrap();
+        let text = format!("{head} {}\r\n\r\n{body}", body.len());
+        let mut rest = text.as_bytes();
+        while !rest.is_empty() {
+            self.0.writable().await.unwrap();
+            // Nothing is written where the socket only seemed ready.
+            rest = &rest[self.0.try_write(rest).unwrap_or(0)..];
+        }
+    }
+
+    /// Adds what has come to `text`.
+    async fn read(&mut self, text: &mut Vec<u8>) {
+        let mut piece = [0; 16 << 10];
+        loop {
+            self.0.readable().await.unwrap();
+            match self.0.try_read(&mut piece) {
+                Ok(0) => panic!("the connection broke off"),
+                Ok(read) => return text.extend(&piece[..read]),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
     }
 
     async fn post(&mut self, body: &Value) -> Answer {
@@ -62,14 +81,14 @@ impl Client {
             if let Some(end) = text.windows(4).position(|four| four == b"\r\n\r\n") {
                 break end + 4;
             }
-            assert!(self.0.read_buf(&mut text).await.unwrap() > 0, "the connection broke off");
+            self.read(&mut text).await;
         };
         let lines = String::from_utf8_lossy(&text[..head]).to_lowercase();
         let header =
             |name: &str| lines.lines().find_map(|l| l.strip_prefix(name)?.trim().parse::<u64>().ok());
         let length = header("content-length:").unwrap() as usize;
         while text.len() < head + length {
-            assert!(self.0.read_buf(&mut text).await.unwrap() > 0, "the connection broke off");
+            self.read(&mut text).await;
         }
         Answer {
             status: lines.split_whitespace().nth(1).unwrap().parse().unwrap(),
