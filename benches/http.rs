@@ -13,7 +13,8 @@ use aquatint::api::edge::Edge;
 use aquatint::api::{App, Operations, server};
 use aquatint::engine::recipe::Recipe;
 use aquatint::engine::{
-    Backend, Denoising, Engine, EngineError, GenerationRequest, LoraChoice, ModelInfo, Picture,
+    Backend, Denoising, Engine, EngineError, EngineSettings, GenerationRequest, LoraChoice, ModelEntry,
+    ModelInfo, Picture,
 };
 use aquatint::picture::{Encoding, Format, PngCompression, decode, encode_with};
 use aquatint::queue::LocalQueue;
@@ -73,6 +74,10 @@ impl Denoising for Done {
     fn position(&self) -> usize {
         self.0
     }
+
+    fn joins(&self, _: &Self) -> bool {
+        false
+    }
 }
 
 impl Backend for Painted {
@@ -94,12 +99,12 @@ impl Backend for Painted {
         Ok(Done(0))
     }
 
-    fn step(&self, done: &mut Done) -> Result<(), EngineError> {
-        done.0 = 1;
+    fn step(&self, batch: &mut [&mut Done]) -> Result<(), EngineError> {
+        batch.iter_mut().for_each(|done| done.0 = 1);
         Ok(())
     }
 
-    fn decode(&self, _: &Done) -> Result<RgbImage, EngineError> {
+    fn decode(&self, _: &Done, _: bool) -> Result<RgbImage, EngineError> {
         Ok(self.0.clone())
     }
 }
@@ -166,8 +171,9 @@ fn ask(address: SocketAddr) -> usize {
 fn whole_requests(image: RgbImage) {
     let Command::Serve(args) = Cli::try_parse_from(["aquatint", "serve"]).unwrap().command else { return };
     let queue = LocalQueue::new(args.queue_size);
-    let (engine, _thread) =
-        Engine::spawn(move || Ok(Painted(image)), Vec::new(), Arc::new(queue.clone())).unwrap();
+    let model = ModelEntry::new("painted", move || Ok(Painted(image.clone())));
+    let settings = EngineSettings::default();
+    let (engine, _thread) = Engine::spawn(vec![model], Arc::new(queue.clone()), settings).unwrap();
     let app = App {
         queue: Arc::new(queue),
         engine,

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 # 500 connections, both of whose ends are in the test.
 ulimit -n "$(ulimit -Hn)"
-AQUATINT_FULL=1 cargo test --profile "${PROFILE:-release}" --package aquatint --test it board:: -- --nocapture --test-threads 1 |
+AQUATINT_SCOREBOARD=1 cargo test --profile "${PROFILE:-release}" --package aquatint --test it board:: -- --nocapture --test-threads 1 |
     python3 scripts/scoreboard.py 5 6 7 11 15 17 18 health
 cargo bench --profile "${PROFILE:-release}" --package aquatint --bench http |
     python3 scripts/scoreboard.py overhead png

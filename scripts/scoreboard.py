@@ -1,5 +1,6 @@
-"""Puts rows into tests/SCOREBOARD.md: each test that prints `SCOREBOARD|key|test|target|measured|yes or NO` replaces the
-row of its key and leaves the others as they are. Passes its input on.
+"""Puts rows into tests/SCOREBOARD.md: each test that prints `SCOREBOARD|key|test|target|measured|yes` (or `NO`)
+replaces the row of its key and leaves the others as they are. With `test` for the last the target was reached where all
+tests pass. Passes its input on.
 
     cargo test ... -- --nocapture | scripts/scoreboard.py 5 6 7
 
@@ -35,15 +36,20 @@ def main():
     rows.pop("#", None)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=FILE.parent)
     when = f"{time.strftime('%Y-%m-%d')}, {commit.stdout.strip() or '?'}, {os.cpu_count()} cores"
-    reached = {}
+    found, failed = {}, False
     for line in sys.stdin:
         print(line, end="", flush=True)
+        failed |= line.startswith("test result: FAILED")
         # The test's name may stand before it: libtest writes it without a line's end.
         _, mark, row = line.partition("SCOREBOARD|")
         if mark:
-            key, test, target, measured, yes = row.rstrip("\n").split("|")
-            rows[key] = f"| {key} | {test} | {target} | {measured} | {yes} | {when} |"
-            reached[key] = yes == "yes"
+            key, *row = row.rstrip("\n").split("|")
+            found[key] = row
+    reached = {}
+    for key, (test, target, measured, verdict) in found.items():
+        verdict = verdict if verdict != "test" else "?" if failed else "yes"
+        rows[key] = f"| {key} | {test} | {target} | {measured} | {verdict} | {when} |"
+        reached[key] = verdict == "yes"
     FILE.write_text(HEAD + "".join(f"{rows[key]}\n" for key in sorted(rows, key=order)))
     missing = [key for key in sys.argv[1:] if key not in reached]
     missed = [key for key, yes in reached.items() if not yes]

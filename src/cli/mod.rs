@@ -19,6 +19,9 @@ pub enum Failure {
     /// Something asked for is not allowed.
     #[error("{0}")]
     BadInput(String),
+    /// The device needs a new process; a supervisor should start one.
+    #[error("{0}")]
+    DeviceLost(String),
     /// Anything else.
     #[error("{0}")]
     Other(String),
@@ -30,6 +33,8 @@ impl Failure {
         match self {
             Self::BadInput(_) => 2,
             Self::Other(_) => 1,
+            // EX_SOFTWARE of sysexits.h
+            Self::DeviceLost(_) => 70,
         }
     }
 }
@@ -37,7 +42,11 @@ impl Failure {
 impl From<EngineError> for Failure {
     fn from(error: EngineError) -> Self {
         let text = one_line(&error.to_string());
-        if error.is_bad_input() { Self::BadInput(text) } else { Self::Other(text) }
+        match error {
+            EngineError::DeviceLost(_) => Self::DeviceLost(text),
+            error if error.is_bad_input() => Self::BadInput(text),
+            _ => Self::Other(text),
+        }
     }
 }
 
@@ -88,29 +97,32 @@ fn one_line(text: &str) -> String {
 pub fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Generate(args) => {
-            log_to_stderr(LogFormat::Text, "warn");
+            log_to_stderr(LogFormat::Text, "warn", false);
             generate::run(&args)
         }
         Command::Serve(args) => {
-            log_to_stderr(args.log_format, "info");
+            log_to_stderr(args.log_format, "info", args.log_stages);
             serve::run(*args)
         }
         Command::Models(args) => models::run(&args),
     }
 }
 
-/// `level` holds where `AQUATINT_LOG` does not say otherwise.
-fn log_to_stderr(format: LogFormat, level: &str) {
+/// `level` holds where `AQUATINT_LOG` does not say otherwise. With `stages` each stage of a job has a line at its end.
+fn log_to_stderr(format: LogFormat, level: &str, stages: bool) {
     use std::io::IsTerminal;
-    let filter = tracing_subscriber::EnvFilter::try_from_env("AQUATINT_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+    use tracing_subscriber::EnvFilter;
+    use tracing_subscriber::fmt::format::FmtSpan;
+    let level = if stages { format!("{level},aquatint::engine=debug") } else { level.to_owned() };
+    let filter = EnvFilter::try_from_env("AQUATINT_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_span_events(if stages { FmtSpan::CLOSE } else { FmtSpan::NONE })
         .with_ansi(std::io::stderr().is_terminal());
     match format {
         LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
+        LogFormat::Json => builder.json().flatten_event(true).with_span_list(false).init(),
     }
 }
 

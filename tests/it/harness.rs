@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use aquatint::api::edge::Edge;
 use aquatint::api::{App, LoraRegistry, Operations, router, server};
-use aquatint::engine::{Engine, LoraChoice};
+use aquatint::engine::{Engine, EngineSettings, LoraChoice, ModelEntry};
 use aquatint::queue::{JobQueue, LocalQueue};
 use aquatint::settings::{Cli, Command};
 use axum::body::{Body, Bytes, HttpBody, to_bytes};
@@ -52,8 +52,9 @@ impl Setup {
         let queue = LocalQueue::new(args.queue_size);
         let script = self.script.clone();
         let lcm = self.always.iter().any(|l| l.lcm);
-        let (engine, _thread) =
-            Engine::spawn(move || script.load(), self.always, Arc::new(queue.clone())).unwrap();
+        let model = ModelEntry::new("fake", move || script.clone().load()).with_loras(self.always);
+        let settings = EngineSettings::default();
+        let (engine, _thread) = Engine::spawn(vec![model], Arc::new(queue.clone()), settings).unwrap();
         let app = App {
             queue: Arc::new(queue.clone()),
             engine,

@@ -91,6 +91,7 @@ impl Form {
                 requests: self.overrides.series(&first),
                 based_on: images,
                 loras: self.overrides.loras,
+                ..Work::default()
             },
         })
     }

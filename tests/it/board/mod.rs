@@ -1,4 +1,4 @@
-//! Reliability, measured: each test is short, or as long as its target says when `AQUATINT_FULL` is set, and then
+//! Reliability, measured: each test is short, or as long as its target says when `AQUATINT_SCOREBOARD` is set, and then
 //! prints its row for `tests/SCOREBOARD.md`.
 
 use std::fmt::Display;
@@ -15,7 +15,7 @@ mod traversal;
 
 /// Whether the long versions are asked for.
 pub(crate) fn full() -> bool {
-    std::env::var_os("AQUATINT_FULL").is_some()
+    std::env::var_os("AQUATINT_SCOREBOARD").is_some()
 }
 
 /// A row for `scripts/scoreboard.py`: what was tested, the target, what was measured. Fails the test where the target
