@@ -73,15 +73,19 @@ fn engine(page: &mut Page, app: &App) {
     ] {
         page.histogram(name, help, histogram);
     }
+    let name = "aquatint_model_memory_bytes";
+    page.family(name, "gauge", "Weights on the device by model.");
+    for model in app.engine.models() {
+        let bytes = if model.loaded { model.weight_bytes } else { 0 };
+        page.sample(name, &[("model", &model.name)], bytes);
+    }
     page.histogram("aquatint_batch_size", "Pictures in one denoising step.", &meter.batch);
     let name = "aquatint_cache_requests_total";
     page.family(name, "counter", "Look-ups by cache and result.");
-    for (cache, hits, misses) in [
-        ("prompt", &meter.prompt_hits, &meter.prompt_misses),
-        ("picture", &meter.picture_hits, &meter.picture_misses),
-    ] {
-        page.sample(name, &[("cache", cache), ("result", "hit")], hits.get());
-        page.sample(name, &[("cache", cache), ("result", "miss")], misses.get());
+    let prompts = (meter.prompt_hits.get(), meter.prompt_misses.get());
+    for (cache, (hits, misses)) in [("prompt", prompts), ("picture", app.queue.picture_cache())] {
+        page.sample(name, &[("cache", cache), ("result", "hit")], hits);
+        page.sample(name, &[("cache", cache), ("result", "miss")], misses);
     }
 }
 
