@@ -6,15 +6,18 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 use super::Failure;
 use super::model::{Choice, caption_model, use_threads};
 use crate::api::cors::Origins;
-use crate::api::{App, LoraRegistry, server};
+use crate::api::runpod::{Addresses, worker};
+use crate::api::{App, LoraRegistry, ping_router, server};
 use crate::engine::pipeline::PipelineBackend;
 use crate::engine::{Engine, EngineError};
 use crate::queue::{JobQueue, LocalQueue};
-use crate::settings::{ServeArgs, is_loopback};
+use crate::settings::{RunPod, ServeArgs, is_loopback};
 
 /// How long the engine's thread has to end once its last job is answered.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(1);
@@ -69,19 +72,27 @@ async fn serve(
         defaults: Arc::new(args.defaults),
         lcm,
         loras: Arc::new(loras),
+        images: Arc::default(),
+        webui: Arc::default(),
     };
     tokio::spawn(announce(engine.clone()));
+    if let Some(port) = args.runpod.health_port.filter(|port| *port != local.port()) {
+        tokio::spawn(health_port(&args.host, port, app.clone()).await?);
+    }
+    let worker = runpod_worker(&args.runpod, app.clone());
     tracing::info!("listening on http://{local}");
 
+    let drain = Duration::from_secs(args.drain_seconds);
     let mut broken = None;
     let stop = async {
         tokio::select! {
             () = told_to_stop() => {}
             error = engine.failed() => broken = Some(error),
         }
+        // A job that RunPod handed out is finished first.
+        let _in_time = tokio::time::timeout(drain, worker.stop()).await;
     };
     let origins = Origins::new(args.allow_origins.as_deref());
-    let drain = Duration::from_secs(args.drain_seconds);
     server::serve(listener, app, origins, stop, drain).await.map_err(other)?;
     queue.close();
     let joined = tokio::task::spawn_blocking(|| thread.join().is_ok());
@@ -92,6 +103,55 @@ async fn serve(
         Some(error) => Err(error.into()),
         None => Ok(()),
     }
+}
+
+/// `GET /ping` on a port of its own; it ends with the program.
+async fn health_port(host: &str, port: u16, app: App) -> Result<impl Future<Output = ()> + use<>, Failure> {
+    let listener = TcpListener::bind((host, port))
+        .await
+        .map_err(|error| Failure::Other(format!("cannot listen on {host}:{port} (PORT_HEALTH): {error}")))?;
+    Ok(async move {
+        if let Err(error) = axum::serve(listener, ping_router(app)).await {
+            tracing::error!(%error, "the health port failed");
+        }
+    })
+}
+
+/// The worker of a RunPod queue, where one is asked for.
+struct Worker {
+    task: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
+}
+
+impl Worker {
+    /// Takes no further job, and waits for the one at work.
+    async fn stop(self) {
+        if let Some((tell, task)) = self.task {
+            let _ended_or_told = tell.send(());
+            let _joined = task.await;
+        }
+    }
+}
+
+fn runpod_worker(settings: &RunPod, app: App) -> Worker {
+    let Some(take) = settings.runpod_get_job.clone() else { return Worker { task: None } };
+    let addresses = Addresses {
+        take,
+        done: settings.runpod_post_output.clone(),
+        ping: settings.runpod_ping.clone(),
+        ping_interval: Duration::from_millis(settings.runpod_ping_interval as u64),
+        worker: settings.runpod_pod_id.clone(),
+        key: settings.runpod_ai_api_key.clone().unwrap_or_else(|| String::new().into()),
+    };
+    let (tell, told) = oneshot::channel::<()>();
+    let told = async move {
+        let _told_or_dropped = told.await;
+    };
+    let task = tokio::spawn(async move {
+        if let Err(error) = worker::run(app, addresses, told).await {
+            tracing::error!(%error, "the RunPod worker could not be started");
+        }
+    });
+    Worker { task: Some((tell, task)) }
 }
 
 async fn announce(engine: Engine) {

@@ -9,7 +9,9 @@ pub mod progress;
 pub mod recipe;
 mod thread;
 
-pub use aquatint_models::pipeline::{GenerationRequest, LoraChoice, Mode, ModelInfo};
+pub use aquatint_models::pipeline::{
+    GenerationRequest, Interpolation, LoraChoice, MaskedContent, Mode, ModelInfo, Variation,
+};
 pub use backend::{Backend, Denoising};
 pub use error::EngineError;
 pub use job::{Job, JobSource, Picture, Reply, Work, make};

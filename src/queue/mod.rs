@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use tokio::sync::{oneshot, watch};
@@ -34,6 +35,14 @@ pub trait JobQueue: Send + Sync {
 
 /// A place in the queue; whoever drops it last frees it.
 pub struct Place(pub(crate) Box<dyn Send + Sync>);
+
+impl Place {
+    /// One place for two jobs that follow on each other: it is free once both are done.
+    pub fn shared(self) -> (Self, Self) {
+        let place = Arc::new(self);
+        (Self(Box::new(place.clone())), Self(Box::new(place)))
+    }
+}
 
 /// How full a queue is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]

@@ -57,6 +57,8 @@ impl Setup {
             defaults: Arc::new(args.defaults),
             lcm,
             loras: Arc::new(self.loras),
+            images: Arc::default(),
+            webui: Arc::default(),
         };
         Server { app, queue, script: self.script, origins: Origins::new(args.allow_origins.as_deref()) }
     }
