@@ -100,7 +100,11 @@ fn unwritable(error: impl std::fmt::Display) -> PictureError {
     PictureError::Unwritable(error.to_string())
 }
 
-fn write_png(image: &RgbImage, recipe: Option<&Recipe>, into: &mut Vec<u8>) -> Result<(), png::EncodingError> {
+fn write_png(
+    image: &RgbImage,
+    recipe: Option<&Recipe>,
+    into: &mut Vec<u8>,
+) -> Result<(), png::EncodingError> {
     let mut encoder = png::Encoder::new(into, image.width(), image.height());
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);

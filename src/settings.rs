@@ -412,7 +412,11 @@ fn lora(text: &str) -> Result<LoraChoice, String> {
 
 fn web_address(text: &str) -> Result<String, String> {
     let known = text.starts_with("http://") || text.starts_with("https://");
-    if known { Ok(text.to_owned()) } else { Err("a URL that starts with https:// or http:// is needed".into()) }
+    if known {
+        Ok(text.to_owned())
+    } else {
+        Err("a URL that starts with https:// or http:// is needed".into())
+    }
 }
 
 /// `ASKED=USED`.

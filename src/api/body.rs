@@ -21,7 +21,11 @@ pub(super) async fn read(request: Request, limit_bytes: usize) -> Result<Bytes, 
 /// Refuses a body by the length that it announces.
 pub(super) fn check_length(headers: &HeaderMap, limit_bytes: usize) -> Result<(), Fault> {
     let length = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
-    if length.is_some_and(|length| length > limit_bytes as u64) { Err(too_large(limit_bytes)) } else { Ok(()) }
+    if length.is_some_and(|length| length > limit_bytes as u64) {
+        Err(too_large(limit_bytes))
+    } else {
+        Ok(())
+    }
 }
 
 async fn collect(body: Body, limit_bytes: usize) -> Result<Bytes, Fault> {

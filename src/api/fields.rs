@@ -74,11 +74,7 @@ impl<'a> Fields<'a> {
     }
 
     /// One of a few texts.
-    pub(super) fn choice(
-        &self,
-        name: &str,
-        allowed: &[&'static str],
-    ) -> Result<Option<&'static str>, Fault> {
+    pub(super) fn choice(&self, name: &str, allowed: &[&'static str]) -> Result<Option<&'static str>, Fault> {
         let Some(value) = self.get(name) else { return Ok(None) };
         let found = allowed.iter().find(|a| value.as_str() == Some(**a));
         found.copied().map(Some).ok_or_else(|| {

@@ -66,7 +66,8 @@ async fn picture(
     let mut response = ([(header::CONTENT_TYPE, format.media_type())], file).into_response();
     let headers = response.headers_mut();
     headers.insert(SEED, HeaderValue::from(seed));
-    for (name, value) in [(MODEL, Some(&job.model.info.name)), (FALLBACK_FROM, job.model.fallback_from.as_ref())]
+    for (name, value) in
+        [(MODEL, Some(&job.model.info.name)), (FALLBACK_FROM, job.model.fallback_from.as_ref())]
     {
         if let Some(value) = value.and_then(|value| HeaderValue::try_from(value).ok()) {
             headers.insert(name, value);
@@ -177,10 +178,7 @@ impl Form {
 }
 
 /// The prompt, the picture and the mask in `inputs`.
-fn inputs(
-    top: &Fields<'_>,
-    prompt: Option<&str>,
-) -> Result<(String, Option<Source>, Option<Source>), Fault> {
+fn inputs(top: &Fields<'_>, prompt: Option<&str>) -> Result<(String, Option<Source>, Option<Source>), Fault> {
     match top.get("inputs") {
         None => Err(Fault::invalid("inputs", "inputs is required.")),
         Some(Value::String(text)) if prompt.is_some() || looks_like_base64(text) => {

@@ -71,7 +71,10 @@ pub fn router(app: App, origins: cors::Origins) -> Router {
         .route("/models/{*id}", only(Method::POST, huggingface::named_model))
         .route("/ping", only(Method::GET, runpod::ping))
         .route("/v1/images/generations", only(Method::POST, openai::images::generations))
-        .route("/v1/images/edits", only(Method::POST, openai::images::edits).layer(DefaultBodyLimit::disable()))
+        .route(
+            "/v1/images/edits",
+            only(Method::POST, openai::images::edits).layer(DefaultBodyLimit::disable()),
+        )
         .route(
             "/v1/images/variations",
             only(Method::POST, openai::images::variations).layer(DefaultBodyLimit::disable()),

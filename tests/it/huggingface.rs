@@ -83,7 +83,8 @@ async fn every_parameter_reaches_the_model() {
     assert_eq!((request.seed, request.clip_skip), (77, 1));
     let merged = server.script.loras.lock().unwrap().pop().unwrap();
     assert_eq!(merged, [LoraChoice::new(folder.0.join("ink.safetensors"), 0.5)]);
-    let square = asked(&server, &json!({"inputs": "a", "parameters": {"target_size": {"width": 32, "height": 24}}}));
+    let square =
+        asked(&server, &json!({"inputs": "a", "parameters": {"target_size": {"width": 32, "height": 24}}}));
     let square = square.await;
     assert_eq!((square.width, square.height), (Some(32), Some(24)));
 }
@@ -117,7 +118,9 @@ async fn pictures_are_changed() {
     let bytes = file(orange(48, 32), ImageFormat::Png);
     let base64 = base64(&bytes);
     // As it is, without a content type or with its own.
-    for headers in [&[][..], &[("content-type", "image/png")], &[("content-type", "application/octet-stream")]] {
+    for headers in
+        [&[][..], &[("content-type", "image/png")], &[("content-type", "application/octet-stream")]]
+    {
         let answer = server.call("POST", "/", headers, &bytes).await;
         assert_eq!(answer.status, 200, "{}", String::from_utf8_lossy(&answer.body));
         let asked = server.script.requests().pop().unwrap();
@@ -127,7 +130,8 @@ async fn pictures_are_changed() {
     }
     let parameters = json!({"prompt": "greener", "negative_prompt": "red", "strength": 0.25,
         "target_size": {"width": 64, "height": 40}});
-    for inputs in [json!(base64), json!(format!("data:image/png;base64,{base64}")), json!({"image": base64})] {
+    for inputs in [json!(base64), json!(format!("data:image/png;base64,{base64}")), json!({"image": base64})]
+    {
         let asked = asked(&server, &json!({"inputs": inputs, "parameters": parameters})).await;
         assert_eq!((asked.prompt.as_str(), asked.negative_prompt.as_deref()), ("greener", Some("red")));
         assert_eq!((asked.width, asked.height), (Some(64), Some(40)));
@@ -183,9 +187,17 @@ async fn refuses_by_name_value_and_range() {
         (with(json!({"lora": "../etc/passwd"})), 400, &["Unknown lora"]),
         (with(json!({"strength": 0.5})), 400, &["strength", "picture"]),
         (with(json!({"negative_prompt": 1})), 400, &["negative_prompt", "string"]),
-        (json!({"inputs": image, "parameters": {"prompt": "a", "strength": 2}}), 400, &["strength", "0 to 1", "2"]),
+        (
+            json!({"inputs": image, "parameters": {"prompt": "a", "strength": 2}}),
+            400,
+            &["strength", "0 to 1", "2"],
+        ),
         (json!({"inputs": "!!", "parameters": {"prompt": "a"}}), 400, &["inputs", "base64"]),
-        (json!({"inputs": "http://x/a.png", "parameters": {"prompt": "a"}}), 400, &["inputs", "URL", "fetched"]),
+        (
+            json!({"inputs": "http://x/a.png", "parameters": {"prompt": "a"}}),
+            400,
+            &["inputs", "URL", "fetched"],
+        ),
         (json!({"inputs": {"prompt": "a", "mask": image}}), 400, &["image", "mask"]),
         (json!({"inputs": "!invalid"}), 400, &["this cannot be painted"]),
         (json!({"inputs": "!memory"}), 429, &["memory"]),
@@ -229,7 +241,10 @@ async fn a_model_that_is_not_here_may_have_a_stand_in() {
     let server = Setup { flags, ..Setup::default() }.start();
     let answer = server.post("/models/org/FLUX.1-dev", &json!({"inputs": "a"})).await;
     assert_eq!(answer.status, 200);
-    assert_eq!((answer.header("x-model"), answer.header("x-fallback-from")), (Some("fake"), Some("org/FLUX.1-dev")));
+    assert_eq!(
+        (answer.header("x-model"), answer.header("x-fallback-from")),
+        (Some("fake"), Some("org/FLUX.1-dev"))
+    );
     assert_eq!(server.post("/models/other", &json!({"inputs": "a"})).await.status, 404);
 }
 
@@ -242,14 +257,15 @@ async fn holds_the_request_while_the_model_loads() {
     let headers = [("content-type", "application/json"), ("x-wait-for-model", "false")];
     let answer = server.call("POST", "/models/fake", &headers, body.as_bytes()).await;
     assert_eq!(answer.status, 503);
-    assert_eq!(
-        answer.json(),
-        json!({"error": "Model fake is currently loading", "estimated_time": 20.0})
-    );
+    assert_eq!(answer.json(), json!({"error": "Model fake is currently loading", "estimated_time": 20.0}));
     let headers = [("content-type", "application/json"), ("x-use-cache", "false")];
     assert_eq!(server.call("POST", "/models/fake", &headers, body.as_bytes()).await.status, 200);
     let headers = [("content-type", "application/json"), ("x-wait-for-model", "false")];
-    assert_eq!(server.call("POST", "/models/fake", &headers, body.as_bytes()).await.status, 200, "it is loaded");
+    assert_eq!(
+        server.call("POST", "/models/fake", &headers, body.as_bytes()).await.status,
+        200,
+        "it is loaded"
+    );
 }
 
 #[tokio::test]
@@ -274,6 +290,9 @@ async fn a_lora_that_does_not_fit_is_an_error() {
     let answer = server.post("/", &json!({"inputs": "a", "parameters": {"lora": "misfit"}})).await;
     assert_eq!(answer.status, 500);
     let error = answer.json()["error"].to_string();
-    assert!(error.contains("misfit.safetensors: no key of it fits") && !error.contains("aquatint-it"), "{error}");
+    assert!(
+        error.contains("misfit.safetensors: no key of it fits") && !error.contains("aquatint-it"),
+        "{error}"
+    );
     assert_eq!(server.post("/", &json!({"inputs": "a"})).await.status, 200, "the next job is fine");
 }

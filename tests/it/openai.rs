@@ -101,7 +101,9 @@ async fn every_field_changes_what_is_made() {
         let (requests, _) = asked(&server, json!({"prompt": "a", "style": style})).await;
         assert_eq!(requests[0].guidance_scale, Some(guidance_scale), "{style}");
     }
-    for extra in [json!({"background": "opaque"}), json!({"moderation": "low"}), json!({"n": null, "size": "auto"})] {
+    for extra in
+        [json!({"background": "opaque"}), json!({"moderation": "low"}), json!({"n": null, "size": "auto"})]
+    {
         let mut body = extra;
         body["prompt"] = json!("a");
         asked(&server, body).await;
@@ -112,7 +114,9 @@ async fn every_field_changes_what_is_made() {
 async fn the_format_is_chosen() {
     let server = server();
     let format = |reply: &Value| image::guess_format(&decoded(&reply["data"][0])).unwrap();
-    for (name, expected) in [("png", ImageFormat::Png), ("jpeg", ImageFormat::Jpeg), ("webp", ImageFormat::WebP)] {
+    for (name, expected) in
+        [("png", ImageFormat::Png), ("jpeg", ImageFormat::Jpeg), ("webp", ImageFormat::WebP)]
+    {
         let (_, reply) = asked(&server, json!({"prompt": "a", "output_format": name})).await;
         assert_eq!((format(&reply), &reply["output_format"]), (expected, &json!(name)));
     }
@@ -129,7 +133,8 @@ async fn the_format_is_chosen() {
 async fn urls_lead_to_the_pictures() {
     let server = server();
     let (_, reply) =
-        asked(&server, json!({"prompt": "a", "n": 2, "response_format": "url", "output_format": "webp"})).await;
+        asked(&server, json!({"prompt": "a", "n": 2, "response_format": "url", "output_format": "webp"}))
+            .await;
     for entry in reply["data"].as_array().unwrap() {
         let url = entry["url"].as_str().unwrap();
         let path = url.strip_prefix("http://testserver").unwrap();
@@ -205,8 +210,12 @@ async fn several_pictures_are_edited_one_by_one() {
 async fn variations_need_no_prompt() {
     let server = server();
     let image = file(orange(48, 32), ImageFormat::Png);
-    let answer =
-        form(&server, VARIATIONS, &[("image", Some("a.png"), &image), ("n", None, b"2"), ("seed", None, b"1")]).await;
+    let answer = form(
+        &server,
+        VARIATIONS,
+        &[("image", Some("a.png"), &image), ("n", None, b"2"), ("seed", None, b"1")],
+    )
+    .await;
     assert_eq!(answer.status, 200, "{}", answer.text());
     assert_eq!(answer.json()["data"].as_array().unwrap().len(), 2);
     let request = server.script.requests().pop().unwrap();
@@ -236,7 +245,12 @@ async fn refuses_by_name_value_and_range() {
         (a(json!({"style": "rough"})), 400, "style", &["'vivid'", "'natural'", "rough"]),
         (a(json!({"response_format": "file"})), 400, "response_format", &["'url'", "'b64_json'", "file"]),
         (a(json!({"output_format": "gif"})), 400, "output_format", &["'png'", "gif"]),
-        (a(json!({"output_compression": 101, "output_format": "jpeg"})), 400, "output_compression", &["0 to 100"]),
+        (
+            a(json!({"output_compression": 101, "output_format": "jpeg"})),
+            400,
+            "output_compression",
+            &["0 to 100"],
+        ),
         (a(json!({"output_compression": 50})), 400, "output_compression", &["jpeg"]),
         (a(json!({"background": "transparent"})), 400, "background", &["opaque"]),
         (a(json!({"moderation": "auto"})), 400, "moderation", &["low"]),
@@ -254,7 +268,11 @@ async fn refuses_by_name_value_and_range() {
     for (body, status, param, words) in table {
         let answer = server.post(GENERATIONS, &body).await;
         let json = answer.json();
-        assert_eq!((answer.status.as_u16(), &json["error"]["param"]), (status, &json!(param)), "{body}: {json}");
+        assert_eq!(
+            (answer.status.as_u16(), &json["error"]["param"]),
+            (status, &json!(param)),
+            "{body}: {json}"
+        );
         let message = json["error"]["message"].as_str().unwrap();
         for word in words {
             assert!(message.contains(word), "{body}: {message} does not name {word}");
@@ -285,7 +303,12 @@ async fn refuses_forms_by_name() {
     let table: Vec<(&str, Parts<'_>, &str, &str)> = vec![
         (EDITS, vec![("prompt", None, b"a")], "image", "required"),
         (EDITS, vec![("image", Some("a.png"), &image)], "prompt", "required"),
-        (EDITS, vec![("image", Some("a.png"), b"GIF89a"), ("prompt", None, b"a")], "image", "PNG, JPEG or WebP"),
+        (
+            EDITS,
+            vec![("image", Some("a.png"), b"GIF89a"), ("prompt", None, b"a")],
+            "image",
+            "PNG, JPEG or WebP",
+        ),
         (EDITS, [whole.clone(), vec![("mask", Some("m.png"), &small[..])]].concat(), "mask", "8x8"),
         (EDITS, [whole.clone(), vec![("mask", Some("m.png"), &plain[..])]].concat(), "mask", "alpha"),
         (EDITS, with(vec![("n", None, b"11")]), "n", "1 to 10"),
@@ -293,7 +316,12 @@ async fn refuses_forms_by_name() {
         (EDITS, with(vec![("size", None, b"1x1")]), "size", "1x1"),
         (EDITS, vec![whole[0], whole[0], whole[1], ("n", None, b"6")], "image", "10"),
         (VARIATIONS, vec![("n", None, b"1")], "image", "required"),
-        (VARIATIONS, [whole.clone(), vec![("mask", Some("m.png"), &plain[..])]].concat(), "mask", "variation"),
+        (
+            VARIATIONS,
+            [whole.clone(), vec![("mask", Some("m.png"), &plain[..])]].concat(),
+            "mask",
+            "variation",
+        ),
     ];
     for (path, parts, param, word) in table {
         let answer = form(&server, path, &parts).await;
@@ -308,7 +336,11 @@ async fn refuses_forms_by_name() {
     ] {
         let answer = server.call("POST", EDITS, &[("content-type", kind)], body).await;
         assert_eq!(answer.status, 400, "{kind}");
-        assert!(answer.json()["error"]["message"].as_str().unwrap().contains("multipart"), "{}", answer.text());
+        assert!(
+            answer.json()["error"]["message"].as_str().unwrap().contains("multipart"),
+            "{}",
+            answer.text()
+        );
     }
 }
 

@@ -160,7 +160,9 @@ async fn the_worker_takes_jobs_and_hands_results_over() {
     assert_eq!((requests[0].num_inference_steps, requests[0].guidance_scale), (Some(4), Some(3.5)));
     assert_eq!(requests[0].negative_prompt.as_deref(), Some("blurry"));
     assert_eq!(requests[0].scheduler.as_deref(), Some("K_EULER"));
-    assert!(matches!(&requests[2].mode, Mode::ImageToImage { strength: 0.25, image } if *image == orange(16, 16)));
+    assert!(
+        matches!(&requests[2].mode, Mode::ImageToImage { strength: 0.25, image } if *image == orange(16, 16))
+    );
 
     for (index, words) in [
         (2, &["num_inference_steps", "1 to 150", "0"][..]),
@@ -177,7 +179,10 @@ async fn the_worker_takes_jobs_and_hands_results_over() {
         let (_, query, headers, _) = &done[0];
         assert_eq!(query, "gpu=H200&isStream=false");
         assert_eq!(headers["content-type"], "application/x-www-form-urlencoded");
-        assert_eq!((&headers["x-request-id"], authorization(headers)), (&"text%2F1".parse().unwrap(), "rpa_secret".into()));
+        assert_eq!(
+            (&headers["x-request-id"], authorization(headers)),
+            (&"text%2F1".parse().unwrap(), "rpa_secret".into())
+        );
         let asked = api.asked.lock().unwrap();
         assert_eq!(asked[0], ("pod-1?gpu=H200&job_in_progress=0".into(), "rpa_secret".into()));
         assert!(api.pings.lock().unwrap().iter().all(|ping| ping.starts_with("pod-1?")));

@@ -53,7 +53,10 @@ async fn every_field_reaches_the_model() {
     let (requests, reply, info) = asked(&server, TXT2IMG, body.clone()).await;
     assert_eq!(requests.iter().map(|r| r.seed).collect::<Vec<_>>(), [7, 8, 9, 10]);
     for request in &requests {
-        assert_eq!((request.prompt.as_str(), request.negative_prompt.as_deref()), ("a red apple", Some("blurry")));
+        assert_eq!(
+            (request.prompt.as_str(), request.negative_prompt.as_deref()),
+            ("a red apple", Some("blurry"))
+        );
         assert_eq!((request.width, request.height), (Some(64), Some(48)));
         assert_eq!((request.num_inference_steps, request.guidance_scale), (Some(4), Some(3.5)));
         assert_eq!((request.scheduler.as_deref(), request.clip_skip), (Some("DPM++ 2M Karras"), 1));
@@ -83,8 +86,15 @@ async fn every_field_reaches_the_model() {
     assert_eq!(info["job_timestamp"].as_str().unwrap().len(), 14);
     assert!(info["version"].is_string() && info["sd_model_hash"].is_null());
     let text = info["infotexts"][0].as_str().unwrap();
-    assert!(text.starts_with("a red apple <lora:ink:0.5>\nNegative prompt: blurry\nSteps: 4, Sampler: DPM++ 2M, "));
-    assert!(text.contains("Schedule type: Karras, CFG scale: 3.5, Seed: 7, Size: 64x48, Model: fake"), "{text}");
+    assert!(
+        text.starts_with(
+            "a red apple <lora:ink:0.5>\nNegative prompt: blurry\nSteps: 4, Sampler: DPM++ 2M, "
+        )
+    );
+    assert!(
+        text.contains("Schedule type: Karras, CFG scale: 3.5, Seed: 7, Size: 64x48, Model: fake"),
+        "{text}"
+    );
 
     let info = server.post("/sdapi/v1/png-info", &json!({"image": reply["images"][0]})).await.json();
     assert_eq!(info["info"], text);
@@ -97,7 +107,10 @@ async fn samplers_have_old_and_new_names() {
     let server = server();
     for (fields, expected) in [
         (json!({"sampler_name": "DPM++ 2M Karras"}), Some("DPM++ 2M Karras")),
-        (json!({"sampler_name": "DPM++ 2M Karras", "scheduler": "Exponential"}), Some("DPM++ 2M Exponential")),
+        (
+            json!({"sampler_name": "DPM++ 2M Karras", "scheduler": "Exponential"}),
+            Some("DPM++ 2M Exponential"),
+        ),
         (json!({"sampler_name": "Euler a", "scheduler": "automatic"}), Some("Euler a")),
         (json!({"sampler_index": "Euler"}), Some("Euler")),
         (json!({"sampler_name": "Heun", "sampler_index": "Euler"}), Some("Heun")),
@@ -123,7 +136,9 @@ async fn subseeds_vary_a_seed() {
     let varied = |seed| Variation { seed, strength: 0.25 };
     assert_eq!(seeds, [(5, varied(70)), (5, varied(71))], "the subseed rises, and the seed stays");
     assert_eq!((&info["all_seeds"], &info["all_subseeds"]), (&json!([5, 5]), &json!([70, 71])));
-    assert!(info["infotexts"][0].as_str().unwrap().contains("Variation seed: 70, Variation seed strength: 0.25"));
+    assert!(
+        info["infotexts"][0].as_str().unwrap().contains("Variation seed: 70, Variation seed strength: 0.25")
+    );
     let (requests, ..) = asked(&server, TXT2IMG, small(json!({"subseed": 70}))).await;
     assert_eq!(requests[0].variation, None);
 }
@@ -146,7 +161,10 @@ async fn hires_fix_makes_it_twice() {
     assert_eq!((first[0].width, first[0].height, first[1].seed), (Some(64), Some(48), 4));
     for (i, request) in second.iter().enumerate() {
         assert_eq!((request.width, request.height, request.seed), (Some(96), Some(72), 3 + i as u64));
-        assert_eq!((request.prompt.as_str(), request.negative_prompt.as_deref()), ("a green apple", Some("sharp")));
+        assert_eq!(
+            (request.prompt.as_str(), request.negative_prompt.as_deref()),
+            ("a green apple", Some("sharp"))
+        );
         // Half the schedule of twelve steps is the six that were asked for.
         assert_eq!((request.num_inference_steps, request.scheduler.as_deref()), (Some(12), Some("Euler a")));
         let Mode::ImageToImage { image, strength } = &request.mode else { panic!("{:?}", request.mode) };
@@ -158,8 +176,13 @@ async fn hires_fix_makes_it_twice() {
     assert_eq!(picture(&reply, 1).dimensions(), (96, 72));
     let text = info["infotexts"][0].as_str().unwrap();
     for words in [
-        "Steps: 4, Sampler: Heun", "Seed: 3, Size: 64x48", "Denoising strength: 0.5", "Hires upscale: 1.5",
-        "Hires steps: 6", "Hires upscaler: Lanczos", "Hires prompt: a green apple",
+        "Steps: 4, Sampler: Heun",
+        "Seed: 3, Size: 64x48",
+        "Denoising strength: 0.5",
+        "Hires upscale: 1.5",
+        "Hires steps: 6",
+        "Hires upscaler: Lanczos",
+        "Hires prompt: a green apple",
     ] {
         assert!(text.contains(words), "{text} does not say {words}");
     }
@@ -193,7 +216,8 @@ async fn hires_fix_makes_it_twice() {
         assert_eq!(picture(&reply, 0).dimensions(), (expected.0 as u32, expected.1 as u32));
     }
     // The fields of hires fix alone do nothing.
-    let (requests, ..) = asked(&server, TXT2IMG, small(json!({"hr_scale": 2, "denoising_strength": 0.7}))).await;
+    let (requests, ..) =
+        asked(&server, TXT2IMG, small(json!({"hr_scale": 2, "denoising_strength": 0.7}))).await;
     assert_eq!(requests.len(), 1);
 }
 
@@ -218,7 +242,8 @@ async fn pictures_are_changed_at_the_size_asked_for() {
     let (requests, ..) = asked(&server, IMG2IMG, body).await;
     assert_eq!(requests[0].latent_resize, Some(Interpolation::Bilinear));
     assert!(matches!(requests[0].mode, Mode::ImageToImage { strength: 0.5, .. }));
-    let several = json!({"init_images": [png(orange(16, 16)), png(orange(24, 24))], "n_iter": 2, "batch_size": 2});
+    let several =
+        json!({"init_images": [png(orange(16, 16)), png(orange(24, 24))], "n_iter": 2, "batch_size": 2});
     let (requests, ..) = asked(&server, IMG2IMG, several).await;
     let sizes: Vec<_> = requests.iter().map(|r| r.width.unwrap()).collect();
     assert_eq!(sizes, [16, 16, 24, 24], "one of each for each n_iter");
@@ -268,7 +293,8 @@ async fn masks_keep_the_rest_of_the_picture() {
     assert_eq!(*mask, stripe(), "along the stripe there is nothing to soften");
 
     // A mask may be an alpha channel.
-    let alpha = RgbaImage::from_fn(64, 48, |x, _| Rgba([9, 9, 9, if (24..40).contains(&x) { 255 } else { 0 }]));
+    let alpha =
+        RgbaImage::from_fn(64, 48, |x, _| Rgba([9, 9, 9, if (24..40).contains(&x) { 255 } else { 0 }]));
     let (requests, ..) = asked(&server, IMG2IMG, body(json!({"mask": png(alpha)}))).await;
     let Mode::Inpaint { mask, .. } = &requests[0].mode else { panic!() };
     assert_eq!(*mask, stripe());
@@ -281,9 +307,14 @@ async fn masks_keep_the_rest_of_the_picture() {
 #[tokio::test]
 async fn what_is_under_the_mask_can_be_replaced() {
     let server = server();
-    let painted = RgbImage::from_fn(64, 48, |x, _| {
-        if (24..40).contains(&x) { Rgb([0, 0, 255]) } else { Rgb([200, 100, 50]) }
-    });
+    let painted =
+        RgbImage::from_fn(
+            64,
+            48,
+            |x, _| {
+                if (24..40).contains(&x) { Rgb([0, 0, 255]) } else { Rgb([200, 100, 50]) }
+            },
+        );
     for (fill, expected, content) in [
         (0, [200, 100, 50], MaskedContent::Picture),
         (1, [0, 0, 255], MaskedContent::Picture),
@@ -355,7 +386,10 @@ async fn pictures_may_be_left_out_or_of_another_format() {
 async fn options_hold_until_they_are_changed() {
     let server = server();
     let options = server.get("/sdapi/v1/options").await.json();
-    assert_eq!((&options["sd_model_checkpoint"], &options["CLIP_stop_at_last_layers"]), (&json!("fake"), &json!(1)));
+    assert_eq!(
+        (&options["sd_model_checkpoint"], &options["CLIP_stop_at_last_layers"]),
+        (&json!("fake"), &json!(1))
+    );
     // Some clients send all of it back.
     let answer = server.post("/sdapi/v1/options", &options).await;
     assert_eq!((answer.status.as_u16(), answer.json()), (200, Value::Null));
@@ -364,7 +398,10 @@ async fn options_hold_until_they_are_changed() {
     assert_eq!(server.post("/sdapi/v1/options", &changed).await.status, 200);
     let (requests, reply, info) = asked(&server, TXT2IMG, small(json!({}))).await;
     assert_eq!((requests[0].clip_skip, &info["clip_skip"]), (1, &json!(2)));
-    assert_eq!(image::guess_format(&STANDARD.decode(reply["images"][0].as_str().unwrap()).unwrap()).unwrap(), ImageFormat::Jpeg);
+    assert_eq!(
+        image::guess_format(&STANDARD.decode(reply["images"][0].as_str().unwrap()).unwrap()).unwrap(),
+        ImageFormat::Jpeg
+    );
     let missing = server.post("/sdapi/v1/options", &json!({"sd_model_checkpoint": "other"})).await;
     assert_eq!(missing.status, 404);
     assert!(missing.json()["detail"].as_str().unwrap().contains("'fake'"));
@@ -434,11 +471,23 @@ async fn refuses_by_name_value_and_range() {
         (txt(json!({"denoising_strength": 2})), 422, &["denoising_strength", "0 to 1", "2"]),
         (txt(json!({"enable_hr": "yes"})), 422, &["enable_hr", "true or false", "yes"]),
         (txt(json!({"enable_hr": true, "hr_scale": 0.5})), 422, &["hr_scale", "1 to 8", "0.5"]),
-        (txt(json!({"enable_hr": true, "width": 4096, "hr_scale": 2})), 422, &["hr_scale", "8192x96", "4096"]),
-        (txt(json!({"enable_hr": true, "hr_upscaler": "SwinIR 4x"})), 422, &["hr_upscaler", "'Latent'", "SwinIR"]),
+        (
+            txt(json!({"enable_hr": true, "width": 4096, "hr_scale": 2})),
+            422,
+            &["hr_scale", "8192x96", "4096"],
+        ),
+        (
+            txt(json!({"enable_hr": true, "hr_upscaler": "SwinIR 4x"})),
+            422,
+            &["hr_upscaler", "'Latent'", "SwinIR"],
+        ),
         (txt(json!({"enable_hr": true, "denoising_strength": 0})), 422, &["denoising_strength", "above 0"]),
         (txt(json!({"enable_hr": true, "hr_second_pass_steps": 500})), 422, &["hr_second_pass_steps", "500"]),
-        (txt(json!({"override_settings": {"sd_vae": "my.vae"}})), 422, &["override_settings.sd_vae", "my.vae"]),
+        (
+            txt(json!({"override_settings": {"sd_vae": "my.vae"}})),
+            422,
+            &["override_settings.sd_vae", "my.vae"],
+        ),
         (txt(json!({"override_settings": {"colour": 1}})), 422, &["colour"]),
         (txt(json!({"override_settings": {"CLIP_stop_at_last_layers": 13}})), 422, &["1 to 12", "13"]),
         (txt(json!({"override_settings": {"sd_model_checkpoint": "other"}})), 404, &["other", "'fake'"]),
@@ -468,14 +517,18 @@ async fn refuses_by_name_value_and_range() {
         let short: String = body.to_string().chars().take(160).collect();
         let json = answer.json();
         assert_eq!(answer.status.as_u16(), status, "{short}: {json}");
-        assert!(json["error"].is_string() && json["errors"].is_string() && json["body"] == "", "{short}: {json}");
+        assert!(
+            json["error"].is_string() && json["errors"].is_string() && json["body"] == "",
+            "{short}: {json}"
+        );
         let detail = json["detail"].as_str().unwrap();
         for word in words {
             assert!(detail.contains(word), "{short}: {detail} does not name {word}");
         }
     }
     for body in ["{", "[]", ""] {
-        let answer = server.call("POST", TXT2IMG, &[("content-type", "application/json")], body.as_bytes()).await;
+        let answer =
+            server.call("POST", TXT2IMG, &[("content-type", "application/json")], body.as_bytes()).await;
         assert_eq!(answer.status, 422, "{body}");
         assert!(answer.json()["detail"].is_string(), "{body}");
     }

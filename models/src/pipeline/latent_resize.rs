@@ -34,7 +34,8 @@ fn along(values: &[f32], from: usize, inner: usize, taps: &[Vec<(usize, f32)>]) 
     let mut out = Vec::with_capacity(values.len() / from * taps.len());
     for block in values.chunks_exact(from * inner) {
         for taps in taps {
-            let value = |i: usize| taps.iter().map(|(at, weight)| block[at * inner + i] * weight).sum::<f32>();
+            let value =
+                |i: usize| taps.iter().map(|(at, weight)| block[at * inner + i] * weight).sum::<f32>();
             out.extend((0..inner).map(value));
         }
     }
@@ -96,8 +97,7 @@ mod tests {
             (Interpolation::Bilinear, [1., 1.25, 1.75, 2.5, 3.5, 4.]),
             (Interpolation::Bicubic, [0.8945, 1.1562, 1.5625, 2.5586, 3.5820, 4.2109]),
         ] {
-            let made: Vec<f32> =
-                resize(&row, 1, 6, how).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+            let made: Vec<f32> = resize(&row, 1, 6, how).unwrap().flatten_all().unwrap().to_vec1().unwrap();
             for (made, expected) in made.iter().zip(expected) {
                 assert!((made - expected).abs() < 1e-4, "{how:?}: {made} for {expected}");
             }
@@ -108,11 +108,11 @@ mod tests {
     #[test]
     fn nearest_and_exact_differ() {
         let row = Tensor::new(&[[[[1f32], [2.], [4.]]]], &Device::Cpu).unwrap();
-        for (how, expected) in
-            [(Interpolation::Nearest, [1., 1., 2., 2., 4.]), (Interpolation::NearestExact, [1., 1., 2., 4., 4.])]
-        {
-            let made: Vec<f32> =
-                resize(&row, 1, 5, how).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        for (how, expected) in [
+            (Interpolation::Nearest, [1., 1., 2., 2., 4.]),
+            (Interpolation::NearestExact, [1., 1., 2., 4., 4.]),
+        ] {
+            let made: Vec<f32> = resize(&row, 1, 5, how).unwrap().flatten_all().unwrap().to_vec1().unwrap();
             assert_eq!(made, expected, "{how:?}");
         }
     }

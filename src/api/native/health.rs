@@ -72,8 +72,7 @@ const WORDING: Wording = Wording {
 /// Makes one picture of the model's own size with the defaults and a fixed seed, and tells how long it took.
 pub async fn benchmark(State(app): State<App>, extensions: Extensions) -> Result<Json<Value>, ApiError> {
     let parameters = Parameters { seed: Some(0), use_cache: false, ..Parameters::new(BENCHMARK_PROMPT) };
-    let job =
-        parameters.submit(&app, &caller(&extensions)).await.map_err(|fault| WORDING.of(fault))?;
+    let job = parameters.submit(&app, &caller(&extensions)).await.map_err(|fault| WORDING.of(fault))?;
     let device = job.model.info.device.clone();
     let made = WORDING.pictures(job).await?;
     let seconds = made.iter().map(|p| p.elapsed_ms).sum::<f64>() / 1e3;

@@ -56,7 +56,8 @@ pub(super) async fn json(request: Request) -> Result<Map<String, Value>, Fault> 
 pub(super) async fn multipart(request: Request) -> Result<(Map<String, Value>, Files), Fault> {
     let (parts, unread) = request.into_parts();
     let bytes = body::read(Request::from_parts(parts.clone(), unread), body::MAX_PICTURES_BYTES).await?;
-    let wrong = |what: String| Fault::new(Kind::Invalid, format!("The body must be a multipart form: {what}."));
+    let wrong =
+        |what: String| Fault::new(Kind::Invalid, format!("The body must be a multipart form: {what}."));
     let request = Request::from_parts(parts, Body::from(bytes));
     let mut form = Multipart::from_request(request, &()).await.map_err(|e| wrong(e.body_text()))?;
     let (mut texts, mut files) = (Map::new(), Files::default());
@@ -140,7 +141,8 @@ impl Form {
         }
         if count * self.parameters.num_images > MAX_PICTURES as usize {
             let n = self.parameters.num_images;
-            let message = format!("image: {count} pictures with n = {n} are more than {MAX_PICTURES} in all.");
+            let message =
+                format!("image: {count} pictures with n = {n} are more than {MAX_PICTURES} in all.");
             return Err(Fault::invalid("image", message));
         }
         let strength = fields.number("strength", 0.0..=1.0)?;
@@ -182,12 +184,14 @@ impl Output {
         };
         let compression = fields.whole("output_compression", 0..=100)?;
         if let (Some(0..100), Format::Png | Format::WebP) = (compression, format) {
-            let message = "output_compression below 100 needs output_format 'jpeg': PNG and WebP are lossless here.";
+            let message =
+                "output_compression below 100 needs output_format 'jpeg': PNG and WebP are lossless here.";
             return Err(Fault::invalid("output_compression", message));
         }
         let background = fields.choice("background", &["auto", "opaque", "transparent"])?.unwrap_or("auto");
         if background == "transparent" {
-            let message = "background must be 'opaque' or 'auto', not \"transparent\": pictures have no alpha channel.";
+            let message =
+                "background must be 'opaque' or 'auto', not \"transparent\": pictures have no alpha channel.";
             return Err(Fault::invalid("background", message));
         }
         let user = match fields.text("safety_identifier")?.filter(|user| !user.is_empty()) {

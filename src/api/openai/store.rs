@@ -53,7 +53,8 @@ impl ImageStore {
         let id = unguessable();
         let mut kept = self.kept();
         kept.bytes += bytes.len();
-        let stored = Stored { id: id.clone(), media_type, bytes: bytes.into(), until: Instant::now() + LIFETIME };
+        let stored =
+            Stored { id: id.clone(), media_type, bytes: bytes.into(), until: Instant::now() + LIFETIME };
         kept.files.push_back(stored);
         // The newest stays, however large: its URL is about to be sent.
         while kept.bytes > MAX_BYTES && kept.files.len() > 1 {

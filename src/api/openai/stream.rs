@@ -29,7 +29,7 @@ pub(super) fn events(job: Submitted, task: Task, output: Output, partial_images:
     let progress = (partial_images > 0).then(|| job.ticket.progress());
     let partials = Partials { wanted: partial_images, shown: (0, 0), sent: 0 };
     let state = State { ticket: Some(job.ticket), progress, partials, task, output, ready: VecDeque::new() };
-    let events = unfold(state, async |mut state| {
+    let events = unfold(state, |mut state: State| async move {
         let event = state.next().await?;
         Some((Ok::<_, Infallible>(event), state))
     });

@@ -61,9 +61,10 @@ impl JobApi {
         self.addresses.ping_interval
     }
 
-    pub(super) async fn take(&self, in_progress: bool) -> Result<Take, String> {
+    /// Asks for a job; the worker has none at the time.
+    pub(super) async fn take(&self) -> Result<Take, String> {
         let url = self.addresses.take.replace("$ID", &self.addresses.worker);
-        let url = with(&url, "job_in_progress", if in_progress { "1" } else { "0" });
+        let url = with(&url, "job_in_progress", "0");
         let answer = self.curl.get(&url, TAKE_LIMIT).await?;
         match answer.status {
             204 | 400 => Ok(Take::None),
@@ -110,7 +111,8 @@ impl JobApi {
 }
 
 fn job(body: &[u8]) -> Result<Taken, String> {
-    let mut job: Value = serde_json::from_slice(body).map_err(|error| format!("a job is no JSON: {error}"))?;
+    let mut job: Value =
+        serde_json::from_slice(body).map_err(|error| format!("a job is no JSON: {error}"))?;
     let id = job.get("id").and_then(Value::as_str).map(str::to_owned);
     match (id, job.get_mut("input").map(Value::take)) {
         (Some(id), Some(input)) => Ok(Taken { id, input }),

@@ -1,7 +1,7 @@
 //! The worker of a queue endpoint: takes one job after the other, and says that it lives.
 
 use std::future::Future;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use serde_json::json;
@@ -13,28 +13,35 @@ use crate::api::App;
 /// Pause where there is nothing to do or something went wrong, which doubles up to the second.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
-/// Works until `stop`. A job that has been taken is finished first.
+/// Works until `stop`, one job at a time. A job that has been taken is finished first.
 ///
 /// # Errors
 /// When the file for the secret cannot be written.
 pub async fn run(app: App, addresses: Addresses, stop: impl Future<Output = ()>) -> std::io::Result<()> {
-    let api = Arc::new(JobApi::new(addresses)?);
-    let current = Arc::new(Mutex::new(None));
-    let pings = tokio::spawn(ping(api.clone(), current.clone()));
+    let api = JobApi::new(addresses)?;
+    let current = Mutex::new(None);
+    tokio::select! {
+        () = take_jobs(&app, &api, &current, stop) => {}
+        () = ping(&api, &current) => {}
+    }
+    Ok(())
+}
+
+async fn take_jobs(app: &App, api: &JobApi, current: &Mutex<Option<String>>, stop: impl Future<Output = ()>) {
     let mut stop = std::pin::pin!(stop);
     let mut pause = PAUSES.0;
     loop {
         let taken = tokio::select! {
             biased;
-            () = &mut stop => break,
-            taken = api.take(false) => taken,
+            () = &mut stop => return,
+            taken = api.take() => taken,
         };
         match taken {
             Ok(Take::Job(job)) => {
                 pause = PAUSES.0;
-                set(&current, Some(job.id.clone()));
-                work(&app, &api, job).await;
-                set(&current, None);
+                set(current, Some(job.id.clone()));
+                work(app, api, job).await;
+                set(current, None);
                 continue;
             }
             Ok(Take::None) => pause = PAUSES.0,
@@ -45,12 +52,10 @@ pub async fn run(app: App, addresses: Addresses, stop: impl Future<Output = ()>)
             }
         }
         tokio::select! {
-            () = &mut stop => break,
+            () = &mut stop => return,
             () = tokio::time::sleep(pause) => {}
         }
     }
-    pings.abort();
-    Ok(())
 }
 
 async fn work(app: &App, api: &JobApi, Taken { id, input }: Taken) {
@@ -68,7 +73,7 @@ async fn work(app: &App, api: &JobApi, Taken { id, input }: Taken) {
     }
 }
 
-async fn ping(api: Arc<JobApi>, current: Arc<Mutex<Option<String>>>) {
+async fn ping(api: &JobApi, current: &Mutex<Option<String>>) {
     loop {
         let job = current.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
         if let Err(error) = api.ping(job.as_deref()).await {

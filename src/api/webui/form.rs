@@ -44,7 +44,8 @@ impl Form {
         let seed = or_random(fields.seed("seed")?);
         let subseed = or_random(fields.seed("subseed")?);
         let subseed_strength = fields.number("subseed_strength", 0.0..=1.0)?.unwrap_or(0.0);
-        let overrides = app.webui.options.overridden(&fields.object("override_settings", "override_settings.")?)?;
+        let overrides =
+            app.webui.options.overridden(&fields.object("override_settings", "override_settings.")?)?;
         let parameters = Parameters {
             negative_prompt: fields.text("negative_prompt")?.map(str::to_owned),
             size: size(&fields)?,
@@ -61,7 +62,17 @@ impl Form {
             ..Parameters::new(bare_prompt)
         };
         let send_images = fields.flag("send_images")?.unwrap_or(true);
-        Ok(Self { parameters, prompt, batch_size, n_iter, seed, subseed, subseed_strength, send_images, overrides })
+        Ok(Self {
+            parameters,
+            prompt,
+            batch_size,
+            n_iter,
+            seed,
+            subseed,
+            subseed_strength,
+            send_images,
+            overrides,
+        })
     }
 }
 
@@ -76,7 +87,10 @@ fn size(fields: &Fields<'_>) -> Result<Size, Fault> {
 
 /// `sampler_name`, else its old name, together with `scheduler`.
 fn scheduler(fields: &Fields<'_>) -> Result<Option<String>, Fault> {
-    let named = |name| Ok(fields.text(name)?.filter(|text| !text.is_empty()).map(|text| (name, text)));
+    let named = |name: &'static str| {
+        let text = fields.text(name)?.filter(|text| !text.is_empty());
+        Ok::<_, Fault>(text.map(|text| (name, text)))
+    };
     let sampler = match named("sampler_name")? {
         Some(found) => Some(found),
         None => named("sampler_index")?,
@@ -86,7 +100,9 @@ fn scheduler(fields: &Fields<'_>) -> Result<Option<String>, Fault> {
         Some((field, sampler)) => combine(field, sampler, "scheduler", schedule).map(Some),
         None => match schedule.filter(|text| !text.eq_ignore_ascii_case("automatic")) {
             // Without a sampler the model's own is used, which has its own schedule.
-            Some(_) => Err(Fault::invalid("sampler_name", "sampler_name is required where scheduler is given.")),
+            Some(_) => {
+                Err(Fault::invalid("sampler_name", "sampler_name is required where scheduler is given."))
+            }
             None => Ok(None),
         },
     }

@@ -125,9 +125,8 @@ impl Start {
             form.batch_size = count;
             form.parameters.num_images = form.n_iter;
         }
-        let start = move || {
-            decoded.iter().map(|image| start(image, mask.as_ref(), strength, &options)).unzip()
-        };
+        let start =
+            move || decoded.iter().map(|image| begin(image, mask.as_ref(), strength, &options)).unzip();
         let (modes, finishes): (Vec<_>, Vec<_>) =
             tokio::task::spawn_blocking(start).await.map_err(|error| internal(&error))?;
         form.parameters.modes = modes;
@@ -141,7 +140,8 @@ impl Start {
     }
 }
 
-fn start(
+/// What the model gets of a picture, and how its answer becomes the whole.
+fn begin(
     image: &DynamicImage,
     mask: Option<&DynamicImage>,
     strength: f64,

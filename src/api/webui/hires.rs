@@ -102,9 +102,7 @@ impl Hires {
         let schedule = text("hr_scheduler", "Use same scheduler")?;
         let scheduler = match (text("hr_sampler_name", "Use same sampler")?, schedule) {
             (None, None) => None,
-            (Some(sampler), schedule) => {
-                Some(combine("hr_sampler_name", sampler, "hr_scheduler", schedule)?)
-            }
+            (Some(sampler), schedule) => Some(combine("hr_sampler_name", sampler, "hr_scheduler", schedule)?),
             (None, Some(schedule)) => match &form.parameters.scheduler {
                 Some(sampler) => Some(combine("sampler_name", sampler, "hr_scheduler", Some(schedule))?),
                 None => {
@@ -208,7 +206,8 @@ impl Target {
         };
         if size.0 < width.min(8) || size.1 < height.min(8) || size.0.max(size.1) > MAX_SIDE_PX {
             let (w, h) = size;
-            let message = format!("{name} asks for {w}x{h} pixels: sides from 8 to {MAX_SIDE_PX} are allowed.");
+            let message =
+                format!("{name} asks for {w}x{h} pixels: sides from 8 to {MAX_SIDE_PX} are allowed.");
             return Err(Fault::invalid(name, message));
         }
         Ok(size)

@@ -19,8 +19,9 @@ pub(super) fn info(form: &Form, model: &str, made: &[Picture]) -> String {
     let negative = form.parameters.negative_prompt.clone().unwrap_or_default();
     let varied = u64::from(form.subseed_strength > 0.0);
     let subseeds: Vec<_> = (0..made.len() as u64).map(|i| form.subseed.wrapping_add(i * varied)).collect();
-    let extra: serde_json::Map<String, Value> =
-        recipe.map(|r| r.extra.iter().map(|(k, v)| ((*k).to_owned(), json!(v))).collect()).unwrap_or_default();
+    let extra: serde_json::Map<String, Value> = recipe
+        .map(|r| r.extra.iter().map(|(k, v)| ((*k).to_owned(), json!(v))).collect())
+        .unwrap_or_default();
     json!({
         "prompt": form.prompt,
         "all_prompts": of_each(&|_| json!(form.prompt)),

@@ -155,7 +155,8 @@ fn around(mask: &GrayImage, padding: u32) -> Option<Region> {
         region.x = (region.x.0.min(x), region.x.1.max(x + 1));
         region.y = (region.y.0.min(y), region.y.1.max(y + 1));
     }
-    let padded = |(first, last): (u32, u32), end: u32| (first.saturating_sub(padding), (last + padding).min(end));
+    let padded =
+        |(first, last): (u32, u32), end: u32| (first.saturating_sub(padding), (last + padding).min(end));
     seen.map(|r| Region { x: padded(r.x, mask.width()), y: padded(r.y, mask.height()) })
 }
 
@@ -273,7 +274,8 @@ mod tests {
 
     #[test]
     fn filling_takes_the_colours_around() {
-        let image = RgbImage::from_fn(32, 32, |x, _| Rgb([if (8..24).contains(&x) { 255 } else { 40 }, 90, 10]));
+        let image =
+            RgbImage::from_fn(32, 32, |x, _| Rgb([if (8..24).contains(&x) { 255 } else { 40 }, 90, 10]));
         let mask = GrayImage::from_fn(32, 32, |x, _| Luma([if (8..24).contains(&x) { 255 } else { 0 }]));
         let filled = filled(&image, &mask);
         assert!(filled.get_pixel(16, 16).0[0].abs_diff(40) <= 1, "{:?}", filled.get_pixel(16, 16));

@@ -47,9 +47,7 @@ pub async fn loras(State(app): State<App>) -> Json<Value> {
 
 /// `GET /sdapi/v1/upscalers`
 pub async fn upscalers() -> Json<Value> {
-    let upscaler = |name: &str| {
-        json!({"name": name, "model_name": null, "model_path": null, "model_url": null, "scale": 4})
-    };
+    let upscaler = |name: &str| json!({"name": name, "model_name": null, "model_path": null, "model_url": null, "scale": 4});
     Json(UPSCALERS.iter().filter(|u| !u.is_latent()).map(|u| upscaler(u.name)).collect())
 }
 

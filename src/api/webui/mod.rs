@@ -53,7 +53,8 @@ const NOT_FOUND: [(&str, &str); 4] = [
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
         let Fault { kind, field, message, retry_after_s } = self.0;
-        let missing = NOT_FOUND.iter().find(|(name, _)| field.as_deref() == Some(name) && kind == Kind::Invalid);
+        let missing =
+            NOT_FOUND.iter().find(|(name, _)| field.as_deref() == Some(name) && kind == Kind::Invalid);
         let (status, class, detail) = match (kind, missing) {
             (_, Some((_, detail))) => (StatusCode::NOT_FOUND, "HTTPException", (*detail).to_owned()),
             (Kind::Invalid, None) => {

@@ -15,7 +15,11 @@ use crate::engine::{JobPhase, Progress};
 use crate::picture::{self, Format, JPEG_QUALITY};
 
 /// `GET /sdapi/v1/progress`
-pub async fn progress(State(app): State<App>, extensions: Extensions, uri: Uri) -> Result<Json<Value>, Error> {
+pub async fn progress(
+    State(app): State<App>,
+    extensions: Extensions,
+    uri: Uri,
+) -> Result<Json<Value>, Error> {
     // Both spellings are in use.
     let skips_image = uri.query().unwrap_or_default().split('&').any(|pair| {
         ["skip_current_image=true", "skipCurrentImage=true"].iter().any(|p| pair.eq_ignore_ascii_case(p))
