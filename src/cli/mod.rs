@@ -11,6 +11,7 @@ use crate::settings::{Cli, Command, LogFormat};
 mod generate;
 mod model;
 mod models;
+mod runpod;
 mod serve;
 
 /// Why a command did not do its work, in one line.
@@ -19,6 +20,9 @@ pub enum Failure {
     /// Something asked for is not allowed.
     #[error("{0}")]
     BadInput(String),
+    /// The device needs a new process; a supervisor should start one.
+    #[error("{0}")]
+    DeviceLost(String),
     /// Anything else.
     #[error("{0}")]
     Other(String),
@@ -30,6 +34,8 @@ impl Failure {
         match self {
             Self::BadInput(_) => 2,
             Self::Other(_) => 1,
+            // EX_SOFTWARE of sysexits.h
+            Self::DeviceLost(_) => 70,
         }
     }
 }
@@ -37,7 +43,11 @@ impl Failure {
 impl From<EngineError> for Failure {
     fn from(error: EngineError) -> Self {
         let text = one_line(&error.to_string());
-        if error.is_bad_input() { Self::BadInput(text) } else { Self::Other(text) }
+        match error {
+            EngineError::DeviceLost(_) => Self::DeviceLost(text),
+            error if error.is_bad_input() => Self::BadInput(text),
+            _ => Self::Other(text),
+        }
     }
 }
 

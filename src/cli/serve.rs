@@ -1,23 +1,20 @@
 //! `aquatint serve`: the engine, the queue and the HTTP interface put together.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
 
 use super::Failure;
-use super::model::{Choice, caption_model, use_threads};
+use super::model::{Choice, caption_model, registry, use_threads};
+use super::runpod::{Worker, health_port};
 use crate::api::cors::Origins;
-use crate::api::runpod::{Addresses, worker};
-use crate::api::{App, LoraRegistry, ping_router, server};
+use crate::api::{App, LoraRegistry, server};
 use crate::engine::pipeline::PipelineBackend;
-use crate::engine::{Engine, EngineError};
-use crate::queue::{JobQueue, LocalQueue};
-use crate::settings::{RunPod, ServeArgs, is_loopback};
+use crate::engine::{Engine, EngineError, EngineSettings, ModelEntry};
+use crate::queue::{JobQueue, Limits, LocalQueue};
+use crate::settings::{Capacity, ServeArgs, is_loopback, limit};
 
 /// How long the engine's thread has to end once its last job is answered.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(1);
@@ -34,8 +31,10 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
         None => LoraRegistry::default(),
     };
     use_threads(args.model.threads)?;
+    let lcm = choice.loras.iter().any(|lora| lora.lcm);
+    let models = registry(&args, &choice, caption_model)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(other)?;
-    let served = runtime.block_on(serve(args, choice, caption_model, loras));
+    let served = runtime.block_on(serve(args, models, lcm, loras));
     // Connections that outlived the drain deadline must not keep the program.
     runtime.shutdown_background();
     served
@@ -43,8 +42,8 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
 
 async fn serve(
     args: ServeArgs,
-    choice: Choice,
-    caption_model: Option<PathBuf>,
+    models: Vec<ModelEntry<PipelineBackend>>,
+    lcm: bool,
     loras: LoraRegistry,
 ) -> Result<(), Failure> {
     let address = format!("{}:{}", args.host, args.port);
@@ -55,17 +54,9 @@ async fn serve(
     if !is_loopback(&args.host) {
         tracing::warn!("{local} can be reached from other machines, and no API key is asked for");
     }
-    let queue = LocalQueue::new(args.queue_size);
-    let lcm = choice.loras.iter().any(|lora| lora.lcm);
-    let always = choice.loras.clone();
-    let load = move || {
-        let backend = PipelineBackend::load(&choice.source, &choice.options)?;
-        match &caption_model {
-            Some(folder) => backend.with_captioner(folder),
-            None => Ok(backend),
-        }
-    };
-    let (engine, thread) = Engine::spawn(load, always, Arc::new(queue.clone())).map_err(other)?;
+    let queue = LocalQueue::with_limits(limits(&args));
+    let (engine, thread) =
+        Engine::spawn(models, Arc::new(queue.clone()), settings(&args.capacity)).map_err(other)?;
     let app = App {
         queue: Arc::new(queue.clone()),
         engine: engine.clone(),
@@ -79,7 +70,7 @@ async fn serve(
     if let Some(port) = args.runpod.health_port.filter(|port| *port != local.port()) {
         tokio::spawn(health_port(&args.host, port, app.clone()).await?);
     }
-    let worker = runpod_worker(&args.runpod, app.clone());
+    let worker = Worker::start(&args.runpod, app.clone());
     tracing::info!("listening on http://{local}");
 
     let drain = Duration::from_secs(args.drain_seconds);
@@ -105,53 +96,27 @@ async fn serve(
     }
 }
 
-/// `GET /ping` on a port of its own; it ends with the program.
-async fn health_port(host: &str, port: u16, app: App) -> Result<impl Future<Output = ()> + use<>, Failure> {
-    let listener = TcpListener::bind((host, port))
-        .await
-        .map_err(|error| Failure::Other(format!("cannot listen on {host}:{port} (PORT_HEALTH): {error}")))?;
-    Ok(async move {
-        if let Err(error) = axum::serve(listener, ping_router(app)).await {
-            tracing::error!(%error, "the health port failed");
-        }
-    })
-}
-
-/// The worker of a RunPod queue, where one is asked for.
-struct Worker {
-    task: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
-}
-
-impl Worker {
-    /// Takes no further job, and waits for the one at work.
-    async fn stop(self) {
-        if let Some((tell, task)) = self.task {
-            let _ended_or_told = tell.send(());
-            let _joined = task.await;
-        }
+fn limits(args: &ServeArgs) -> Limits {
+    let capacity = &args.capacity;
+    Limits {
+        waiting: args.queue_size,
+        cost: capacity.queue_cost,
+        per_caller: capacity.jobs_per_caller,
+        wait: limit(capacity.max_wait_seconds),
+        run: limit(capacity.max_run_seconds),
+        picture_cache_bytes: capacity.picture_cache << 20,
     }
 }
 
-fn runpod_worker(settings: &RunPod, app: App) -> Worker {
-    let Some(take) = settings.runpod_get_job.clone() else { return Worker { task: None } };
-    let addresses = Addresses {
-        take,
-        done: settings.runpod_post_output.clone(),
-        ping: settings.runpod_ping.clone(),
-        ping_interval: Duration::from_millis(settings.runpod_ping_interval as u64),
-        worker: settings.runpod_pod_id.clone(),
-        key: settings.runpod_ai_api_key.clone().unwrap_or_else(|| String::new().into()),
-    };
-    let (tell, told) = oneshot::channel::<()>();
-    let told = async move {
-        let _told_or_dropped = told.await;
-    };
-    let task = tokio::spawn(async move {
-        if let Err(error) = worker::run(app, addresses, told).await {
-            tracing::error!(%error, "the RunPod worker could not be started");
-        }
-    });
-    Worker { task: Some((tell, task)) }
+fn settings(capacity: &Capacity) -> EngineSettings {
+    EngineSettings {
+        in_flight: capacity.in_flight,
+        max_batch: capacity.max_batch,
+        run_limit: limit(capacity.max_run_seconds),
+        call_limit: limit(capacity.max_step_seconds),
+        weight_limit_bytes: capacity.model_memory.map(|gib| (gib * (1u64 << 30) as f64) as u64),
+        unload_after: limit(capacity.unload_seconds),
+    }
 }
 
 async fn announce(engine: Engine) {

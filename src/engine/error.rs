@@ -55,6 +55,20 @@ impl EngineError {
 /// How CUDA, its libraries and the operating system spell it.
 const OUT_OF_MEMORY: [&str; 4] = ["out of memory", "out_of_memory", "outofmemory", "alloc_failed"];
 
+/// CUDA's errors after which the process can use the device no more: 214, 700, 702, 710 and 714 to 719.
+const DEVICE_LOST: [&str; 10] = [
+    "ecc_uncorrectable",
+    "illegal_address",
+    "launch_timeout",
+    "cuda_error_assert",
+    "hardware_stack_error",
+    "illegal_instruction",
+    "misaligned_address",
+    "invalid_address_space",
+    "invalid_pc",
+    "launch_failed",
+];
+
 impl From<aquatint_models::Error> for EngineError {
     fn from(error: aquatint_models::Error) -> Self {
         use aquatint_models::Error;
@@ -65,8 +79,14 @@ impl From<aquatint_models::Error> for EngineError {
             other => {
                 let text = other.to_string();
                 let lower = text.to_lowercase();
-                let memory = OUT_OF_MEMORY.iter().any(|words| lower.contains(words));
-                if memory { Self::OutOfMemory(text) } else { Self::Failed(text) }
+                let says = |words: &[&str]| words.iter().any(|word| lower.contains(word));
+                if says(&DEVICE_LOST) {
+                    Self::DeviceLost(text)
+                } else if says(&OUT_OF_MEMORY) {
+                    Self::OutOfMemory(text)
+                } else {
+                    Self::Failed(text)
+                }
             }
         }
     }
@@ -84,6 +104,9 @@ mod tests {
         let memory = r#"DriverError(CUDA_ERROR_OUT_OF_MEMORY, "out of memory")"#;
         assert!(matches!(cuda(memory), EngineError::OutOfMemory(_)));
         assert!(matches!(cuda("CUBLAS_STATUS_ALLOC_FAILED"), EngineError::OutOfMemory(_)));
-        assert!(matches!(cuda("CUDA_ERROR_LAUNCH_FAILED"), EngineError::Failed(_)));
+        assert!(matches!(cuda("CUDA_ERROR_LAUNCH_FAILED"), EngineError::DeviceLost(_)));
+        let ecc = r#"DriverError(CUDA_ERROR_ECC_UNCORRECTABLE, "uncorrectable ECC error encountered")"#;
+        assert!(matches!(cuda(ecc), EngineError::DeviceLost(_)));
+        assert!(matches!(cuda("CUDA_ERROR_INVALID_VALUE"), EngineError::Failed(_)));
     }
 }

@@ -101,10 +101,6 @@ pub struct Meter {
     pub prompt_hits: Counter,
     /// Prompts that had to be encoded.
     pub prompt_misses: Counter,
-    /// Jobs answered from the cache of finished pictures.
-    pub picture_hits: Counter,
-    /// Jobs that cache was asked for in vain.
-    pub picture_misses: Counter,
 }
 
 impl Default for Meter {
@@ -124,8 +120,6 @@ impl Default for Meter {
             jobs_failed: Counter::default(),
             prompt_hits: Counter::default(),
             prompt_misses: Counter::default(),
-            picture_hits: Counter::default(),
-            picture_misses: Counter::default(),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! How far a job is, for whoever watches it.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use image::RgbImage;
 use tokio::sync::watch;
@@ -34,6 +35,8 @@ pub struct Progress {
     pub step: usize,
     /// Steps it takes; 0 before it has begun.
     pub steps: usize,
+    /// When it was begun.
+    pub begun: Option<Instant>,
     /// A small picture of the present latents. Only made while somebody watches.
     pub preview: Option<Arc<RgbImage>>,
 }
@@ -42,7 +45,7 @@ impl Progress {
     /// A job of so many pictures that has yet to be begun.
     pub fn waiting(pictures: usize, ahead: usize) -> Self {
         let phase = JobPhase::Waiting { ahead };
-        Self { phase, picture: 0, pictures, step: 0, steps: 0, preview: None }
+        Self { phase, picture: 0, pictures, step: 0, steps: 0, begun: None, preview: None }
     }
 }
 

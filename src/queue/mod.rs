@@ -1,19 +1,18 @@
-//! Who may wait for the engine, and how many.
+//! Who may wait for the engine, how many, how long, and for how much.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use tokio::sync::{oneshot, watch};
-
-use crate::engine::{EngineError, Observer, Progress, Reply, Work};
+use crate::engine::{Seat, Work};
 
 pub mod admission;
+pub mod cache;
 pub mod local;
+pub mod ticket;
 
 pub use admission::{Caller, Cost, Refusal};
-pub use local::LocalQueue;
+pub use local::{Limits, LocalQueue};
+pub use ticket::Ticket;
 
 /// A bounded queue in front of the engine.
 pub trait JobQueue: Send + Sync {
@@ -29,62 +28,50 @@ pub trait JobQueue: Send + Sync {
     /// How full it is.
     fn depth(&self) -> Depth;
 
-    /// Ends it: work that waits is answered with [`EngineError::Stopping`], as is all that still comes.
+    /// Jobs answered with pictures made before, and those for which there were none, where such are kept.
+    fn picture_cache(&self) -> (u64, u64) {
+        (0, 0)
+    }
+
+    /// Ends it: work that waits is answered with `EngineError::Stopping`, as is all that still comes.
     fn close(&self);
 }
 
 /// A place in the queue; whoever drops it last frees it.
-pub struct Place(pub(crate) Box<dyn Send + Sync>);
+pub struct Place(pub(crate) Box<dyn Seat>);
 
 impl Place {
     /// One place for two jobs that follow on each other: it is free once both are done.
     pub fn shared(self) -> (Self, Self) {
-        let place = Arc::new(self);
-        (Self(Box::new(place.clone())), Self(Box::new(place)))
+        let whole = Arc::new(Whole { place: self, begun: AtomicBool::new(false) });
+        (Self(Box::new(Half(whole.clone()))), Self(Box::new(Half(whole))))
+    }
+}
+
+/// A place that two jobs share.
+struct Whole {
+    place: Place,
+    begun: AtomicBool,
+}
+
+struct Half(Arc<Whole>);
+
+impl Seat for Half {
+    /// The second job is the first one going on.
+    fn begin(&self) {
+        if !self.0.begun.swap(true, Ordering::Relaxed) {
+            self.0.place.0.begin();
+        }
     }
 }
 
 /// How full a queue is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Depth {
-    /// Jobs at work: 0 or 1.
+    /// Jobs at work, halfway ones included.
     pub running: usize,
     /// Places taken by others.
     pub waiting: usize,
     /// Places there are.
     pub capacity: usize,
-}
-
-/// Waits for a job's pictures. Dropping it gives the job up, wherever it is.
-pub struct Ticket {
-    reply: oneshot::Receiver<Reply>,
-    progress: Observer,
-    /// Takes the job out of the queue when dropped.
-    _leave: Box<dyn Send + Sync>,
-}
-
-impl Ticket {
-    /// A ticket for the job at the other end of `reply`; `leave` is dropped with it.
-    pub fn new(reply: oneshot::Receiver<Reply>, progress: Observer, leave: Box<dyn Send + Sync>) -> Self {
-        Self { reply, progress, _leave: leave }
-    }
-
-    /// Watches the job; as long as the receiver is kept, previews are made. The end is `JobPhase::Done`.
-    pub fn progress(&self) -> watch::Receiver<Progress> {
-        self.progress.watch()
-    }
-
-    /// Reads the job's progress without watching it; may be kept when the ticket is given away.
-    pub fn observer(&self) -> Observer {
-        self.progress.clone()
-    }
-}
-
-impl Future for Ticket {
-    type Output = Reply;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Reply> {
-        let reply = ready!(Pin::new(&mut self.reply).poll(cx));
-        Poll::Ready(reply.unwrap_or(Err(EngineError::Stopping)))
-    }
 }

@@ -410,6 +410,30 @@ async fn streams_end_with_the_pictures() {
     assert_eq!(data["error"]["message"], "the latents are not finite");
 }
 
+/// The fake's previews are one pixel large.
+#[tokio::test]
+async fn previews_come_while_it_is_made() {
+    let script = Script { step_time: Duration::from_millis(10), ..Script::default() };
+    let server = Setup { script, ..Setup::default() }.start();
+    for partial_images in [0, 1, 2] {
+        let body = json!({
+            "prompt": "a", "size": "16x16", "steps": 12, "stream": true, "partial_images": partial_images,
+            "output_format": "webp",
+        });
+        let answer = server.post(GENERATIONS, &body).await;
+        let events = events(&answer);
+        let names: Vec<_> = events.iter().map(|(name, _)| name.as_str()).collect();
+        let partial = vec!["image_generation.partial_image"; partial_images];
+        assert_eq!(names, [&partial[..], &["image_generation.completed", ""]].concat());
+        for (index, (_, data)) in events[..partial_images].iter().enumerate() {
+            let data: Value = serde_json::from_str(data).unwrap();
+            assert_eq!((&data["partial_image_index"], &data["size"]), (&json!(index), &json!("1x1")));
+            assert_eq!(image::guess_format(&decoded(&data)).unwrap(), ImageFormat::WebP);
+        }
+    }
+    assert!(server.script.previews.load(std::sync::atomic::Ordering::SeqCst) > 0);
+}
+
 #[tokio::test]
 async fn a_client_that_leaves_a_stream_ends_the_job() {
     let script = Script { step_time: Duration::from_millis(10), native_size_px: 64, ..Script::default() };
