@@ -16,7 +16,7 @@ use aquatint::engine::{
     Backend, Denoising, Engine, EngineError, EngineSettings, GenerationRequest, LoraChoice, ModelEntry,
     ModelInfo, Picture,
 };
-use aquatint::picture::{Encoding, Format, PngCompression, decode, encode_with};
+use aquatint::picture::{Format, PngCompression, decode, encode, use_png_compression};
 use aquatint::queue::LocalQueue;
 use aquatint::settings::{Cli, Command};
 use aquatint_models::pipeline::Family;
@@ -112,25 +112,26 @@ impl Backend for Painted {
 fn encoders(c: &mut Criterion, image: &RgbImage) {
     let recipe = Recipe::new(&GenerationRequest::new("a red apple", 7), (SIDE, SIDE), &info(), &[]);
     let picture = Picture { image: image.clone(), recipe, elapsed_ms: 0.0 };
-    let png = |compression| (Format::Png, Encoding { png: compression, ..Encoding::default() });
-    for (name, (format, encoding)) in [
-        ("png none", png(PngCompression::None)),
-        ("png fast", png(PngCompression::Fast)),
-        ("png balanced", png(PngCompression::Balanced)),
-        ("png high", png(PngCompression::High)),
-        ("jpeg 90", (Format::Jpeg, Encoding::default())),
-        ("webp lossless", (Format::WebP, Encoding::default())),
+    for (name, format, compression) in [
+        ("png none", Format::Png, PngCompression::None),
+        ("png balanced", Format::Png, PngCompression::Balanced),
+        ("png high", Format::Png, PngCompression::High),
+        ("jpeg 90", Format::Jpeg, PngCompression::Fast),
+        ("webp lossless", Format::WebP, PngCompression::Fast),
+        // The last stays for the requests.
+        ("png fast", Format::Png, PngCompression::Fast),
     ] {
-        let bytes = encode_with(&picture, format, encoding).unwrap();
+        use_png_compression(compression);
+        let bytes = encode(&picture, format).unwrap();
         let again = decode(&bytes).unwrap().to_rgb8();
         assert_eq!(again.dimensions(), (SIDE, SIDE), "{name}");
         assert!(format == Format::Jpeg || again == *image, "{name} is not lossless");
         println!("{name}: {} KiB", bytes.len() / 1024);
         c.bench_function(&format!("encode 1024x1024, {name}"), |b| {
-            b.iter(|| encode_with(&picture, format, encoding).unwrap());
+            b.iter(|| encode(&picture, format).unwrap());
         });
     }
-    let fast = median(21, || drop(encode_with(&picture, Format::Png, Encoding::default()).unwrap()));
+    let fast = median(21, || drop(encode(&picture, Format::Png).unwrap()));
     row("png", "PNG of 1024x1024, fast", "<= 40 ms", &format!("median {fast:.1} ms"), fast <= 40.0);
 }
 
@@ -180,6 +181,8 @@ fn whole_requests(image: RgbImage) {
         defaults: Arc::new(args.defaults),
         lcm: false,
         loras: Arc::default(),
+        images: Arc::default(),
+        webui: Arc::default(),
         operations: Operations::default(),
     };
     let runtime = tokio::runtime::Runtime::new().unwrap();

@@ -11,6 +11,7 @@ use crate::settings::{Cli, Command, LogFormat};
 mod generate;
 mod model;
 mod models;
+mod runpod;
 mod serve;
 
 /// Why a command did not do its work, in one line.

@@ -8,10 +8,12 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::Failure;
 use super::model::{Choice, caption_model, registry, use_threads};
+use super::runpod::{Worker, health_port};
 use crate::api::edge::Edge;
 use crate::api::{App, LoraRegistry, Operations, server};
 use crate::engine::pipeline::PipelineBackend;
 use crate::engine::{Engine, EngineError, EngineSettings, ModelEntry};
+use crate::picture::use_png_compression;
 use crate::queue::{JobQueue, Limits, LocalQueue};
 use crate::settings::{Capacity, ServeArgs, is_loopback, limit};
 
@@ -31,6 +33,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
     };
     let edge = Edge::new(&args.edge).map_err(Failure::BadInput)?;
     use_threads(args.model.threads)?;
+    use_png_compression(args.png_compression);
     let lcm = choice.loras.iter().any(|lora| lora.lcm);
     let models = registry(&args, &choice, caption_model)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(other)?;
@@ -67,18 +70,26 @@ async fn serve(
         lcm,
         loras: Arc::new(loras),
         operations: Operations { health_until_ready: args.health_until_ready, ..Operations::default() },
+        images: Arc::default(),
+        webui: Arc::default(),
     };
     tokio::spawn(announce(engine.clone()));
+    if let Some(port) = args.runpod.health_port.filter(|port| *port != local.port()) {
+        tokio::spawn(health_port(&args.host, port, app.clone()).await?);
+    }
+    let worker = Worker::start(&args.runpod, app.clone());
     tracing::info!("listening on http://{local}");
 
+    let drain = Duration::from_secs(args.drain_seconds);
     let mut broken = None;
     let stop = async {
         tokio::select! {
             () = told_to_stop() => {}
             error = engine.failed() => broken = Some(error),
         }
+        // A job that RunPod handed out is finished first.
+        let _in_time = tokio::time::timeout(drain, worker.stop()).await;
     };
-    let drain = Duration::from_secs(args.drain_seconds);
     server::serve(listener, app, edge, stop, drain).await;
     queue.close();
     let joined = tokio::task::spawn_blocking(|| thread.join().is_ok());

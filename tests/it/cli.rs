@@ -150,6 +150,9 @@ fn settings_of_the_server_are_refused_by_name() {
         ("SD_STEPS", "0", &["SD_STEPS", "1..=150"]),
         ("SD_GUIDANCE", "x", &["SD_GUIDANCE", "0 to 30"]),
         ("PORT", "99999", &["PORT", "99999"]),
+        ("AQUATINT_MODEL_FALLBACK", "FLUX.1-dev", &["AQUATINT_MODEL_FALLBACK", "ASKED=USED"]),
+        ("PORT_HEALTH", "x", &["PORT_HEALTH"]),
+        ("RUNPOD_WEBHOOK_GET_JOB", "ftp://x", &["RUNPOD_WEBHOOK_GET_JOB", "https://"]),
         ("AQUATINT_LORA_DIR", "none", &["--lora-dir", "none"]),
     ];
     for (name, value, named) in table {

@@ -62,6 +62,8 @@ impl Setup {
             lcm,
             loras: Arc::new(self.loras),
             operations: Operations { health_until_ready: args.health_until_ready, ..Operations::default() },
+            images: Arc::default(),
+            webui: Arc::default(),
         };
         Server { app, queue, script: self.script, edge: Edge::new(&args.edge).unwrap() }
     }

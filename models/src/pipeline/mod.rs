@@ -7,10 +7,12 @@
 pub mod builtin;
 pub mod conditioning;
 pub mod denoising;
+mod latent_resize;
 pub mod load;
 mod preview;
 pub mod request;
 mod start;
+mod variation;
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -19,8 +21,10 @@ use candle_core::{Device, IndexOp};
 use image::RgbImage;
 
 pub use denoising::Denoising;
+pub use latent_resize::Interpolation;
 pub use load::{DeviceChoice, LoadOptions, ModelSource, Precision};
-pub use request::{GenerationRequest, MicroConditioning, Mode};
+pub use request::{GenerationRequest, MaskedContent, MicroConditioning, Mode};
+pub use variation::Variation;
 
 use crate::denoiser::UNet2DCondition;
 use crate::lora::{LoraFile, LoraReport, MergedLoras, Target};

@@ -1,19 +1,17 @@
 //! `GET /health` and `GET /benchmark`.
 
-use crate::engine::GenerationRequest;
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{Extensions, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
-use super::overrides::{default_guidance_scale, default_scheduler, default_steps};
-use super::{Wording, pictures, refusal, sizes};
-use crate::api::App;
+use super::Wording;
 use crate::api::fastapi::ApiError;
+use crate::api::parameters::{Parameters, default_guidance_scale, default_scheduler, default_steps};
 use crate::api::ready::unready;
-use crate::engine::{ModelInfo, Phase, Work};
-use crate::queue::{Caller, Cost};
+use crate::api::{App, caller, sizes};
+use crate::engine::{ModelInfo, Phase};
 
 /// What the server is doing. Answers at once, also while the model loads or paints.
 pub async fn health(State(app): State<App>) -> Response {
@@ -80,16 +78,11 @@ const WORDING: Wording = Wording {
 };
 
 /// Makes one picture of the model's own size with the defaults and a fixed seed, and tells how long it took.
-pub async fn benchmark(State(app): State<App>) -> Result<Json<Value>, ApiError> {
-    let cost = Cost::of(1, None, default_steps(&app, app.lcm));
-    let place = app.queue.admit(&Caller::anonymous(), cost)?;
-    let model = app.engine.model().await.map_err(|error| refusal(error, &WORDING))?;
-    let mut request = GenerationRequest::new(BENCHMARK_PROMPT, 0);
-    request.num_inference_steps = default_steps(&app, app.lcm);
-    request.guidance_scale = default_guidance_scale(&app, app.lcm);
-    request.scheduler = default_scheduler(&app, app.lcm);
-    let work = Work { requests: vec![request], ..Work::default() };
-    let made = pictures(&app, place, work, &WORDING).await?;
+pub async fn benchmark(State(app): State<App>, extensions: Extensions) -> Result<Json<Value>, ApiError> {
+    let parameters = Parameters { seed: Some(0), use_cache: false, ..Parameters::new(BENCHMARK_PROMPT) };
+    let job = parameters.submit(&app, &caller(&extensions)).await.map_err(|fault| WORDING.of(fault))?;
+    let device = job.model.info.device.clone();
+    let made = WORDING.pictures(job).await?;
     let seconds = made.iter().map(|p| p.elapsed_ms).sum::<f64>() / 1e3;
     let recipe = made.first().map(|p| &p.recipe);
     Ok(Json(json!({
@@ -97,7 +90,7 @@ pub async fn benchmark(State(app): State<App>) -> Result<Json<Value>, ApiError> 
         "prompt": BENCHMARK_PROMPT,
         "generation_time_seconds": (seconds * 1e3).round() / 1e3,
         "steps": recipe.map(|r| r.num_inference_steps),
-        "device": model.device,
+        "device": device,
         "guidance_scale": recipe.map(|r| r.guidance_scale),
         "images_generated": made.len(),
         "performance_rating": rating(seconds),

@@ -52,7 +52,8 @@ fn dribble(address: SocketAddr, sockets: usize, pause: Duration) -> [Duration; 2
 
 /// Times of small jobs, one after the other.
 fn honest(address: SocketAddr, jobs: usize) -> Vec<Duration> {
-    let body = json!({"prompt": "a", "aspectRatio": "1:1", "config": {"steps": 4, "numImages": 1}}).to_string();
+    let body =
+        json!({"prompt": "a", "aspectRatio": "1:1", "config": {"steps": 4, "numImages": 1}}).to_string();
     let job = |_| {
         let begun = Instant::now();
         let answer = ask(address, "POST", "/generate", &[], &body).unwrap();
@@ -96,7 +97,11 @@ async fn dribbling_clients_are_given_up_and_harm_nobody() {
         "5",
         &format!("{sockets} dribbling sockets"),
         "heads closed <= 11 s, bodies <= 31 s; other p99 < 2x",
-        format!("heads {heads:.1} s, bodies {bodies:.1} s; p99 {} alone, {} beside them", ms(alone), ms(beside)),
+        format!(
+            "heads {heads:.1} s, bodies {bodies:.1} s; p99 {} alone, {} beside them",
+            ms(alone),
+            ms(beside)
+        ),
         longest[0] <= allowed[0] && longest[1] <= allowed[1] && unharmed,
     );
 }
