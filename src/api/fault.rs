@@ -48,6 +48,8 @@ pub(super) enum Kind {
     DeviceLost,
     /// A file of the server's, mostly a LoRA, does not do.
     BadFile,
+    /// It is known, and not done here.
+    Unsupported,
     /// Anything else.
     Failed,
 }
@@ -63,6 +65,7 @@ impl Kind {
             Self::QueueFull | Self::OutOfMemory | Self::Loading => StatusCode::SERVICE_UNAVAILABLE,
             Self::Stopping | Self::WaitedTooLong | Self::DeviceLost => StatusCode::SERVICE_UNAVAILABLE,
             Self::RanTooLong => StatusCode::GATEWAY_TIMEOUT,
+            Self::Unsupported => StatusCode::NOT_IMPLEMENTED,
             Self::BadFile | Self::Failed => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -77,6 +80,7 @@ impl Kind {
                 | Self::OutOfMemory
                 | Self::RanTooLong
                 | Self::BadFile
+                | Self::Unsupported
         )
     }
 }

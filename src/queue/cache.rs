@@ -49,13 +49,18 @@ fn hash_request(request: &GenerationRequest, hasher: &mut impl Hasher) {
         num_inference_steps,
         guidance_scale,
         seed,
+        variation,
         scheduler,
         clip_skip,
         mode,
+        latent_resize,
+        masked_content,
         micro_conditioning,
     } = request;
     (prompt, negative_prompt, width, height, num_inference_steps).hash(hasher);
     (guidance_scale.map(f64::to_bits), seed, scheduler, clip_skip).hash(hasher);
+    variation.map(|v| (v.seed, v.strength.to_bits())).hash(hasher);
+    (latent_resize, masked_content).hash(hasher);
     let micro = micro_conditioning;
     (micro.original_size, micro.crops_coords_top_left, micro.target_size).hash(hasher);
     match mode {

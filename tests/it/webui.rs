@@ -442,6 +442,11 @@ async fn lists_have_the_shapes_that_clients_read() {
     assert!(server.get("/sdapi/v1/cmd-flags").await.json().is_object());
     assert!(server.get("/sdapi/v1/memory").await.json()["ram"]["total"].as_u64().unwrap() > 1 << 20);
     assert_eq!(server.post("/sdapi/v1/refresh-checkpoints", &json!({})).await.status, 200);
+    for name in ["unload-checkpoint", "reload-checkpoint"] {
+        let refused = server.post(&format!("/sdapi/v1/{name}"), &json!({})).await;
+        assert_eq!(refused.status, 501);
+        assert!(refused.json()["detail"].as_str().unwrap().starts_with(name), "{}", refused.text());
+    }
 }
 
 /// `{"error", "detail", "body", "errors"}`

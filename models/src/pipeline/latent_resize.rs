@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use crate::{Error, Result};
 
 /// How values between latents are found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Interpolation {
     /// `nearest`: the latent at or before.
     Nearest,

@@ -84,7 +84,7 @@ pub enum Mode {
 }
 
 /// What inpainting starts from where the mask is white, before the schedule's noise is added.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum MaskedContent {
     /// The picture's own latents.
     #[default]

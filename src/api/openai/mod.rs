@@ -64,7 +64,7 @@ impl Error {
             Kind::OutOfMemory => ("server_error", "out_of_memory"),
             Kind::Loading | Kind::Stopping | Kind::DeviceLost => ("server_error", "unavailable"),
             Kind::WaitedTooLong | Kind::RanTooLong => ("server_error", "timeout"),
-            Kind::BadFile | Kind::Failed => ("server_error", "server_error"),
+            Kind::BadFile | Kind::Unsupported | Kind::Failed => ("server_error", "server_error"),
         };
         json!({"error": {"message": self.0.message, "type": kind, "param": self.0.field, "code": code}})
     }

@@ -41,7 +41,9 @@ impl Form {
             );
             return Err(Fault::invalid("n_iter", message));
         }
-        let seed = or_random(fields.seed("seed")?);
+        let given = fields.seed("seed")?;
+        // Both passes of hires fix need the same.
+        let seed = or_random(given);
         let subseed = or_random(fields.seed("subseed")?);
         let subseed_strength = fields.number("subseed_strength", 0.0..=1.0)?.unwrap_or(0.0);
         let overrides =
@@ -59,6 +61,7 @@ impl Form {
             clip_skip: overrides.clip_skip,
             loras,
             model: overrides.model.clone(),
+            use_cache: given.is_some(),
             ..Parameters::new(bare_prompt)
         };
         let send_images = fields.flag("send_images")?.unwrap_or(true);

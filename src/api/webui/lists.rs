@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::Error;
 use super::hires::UPSCALERS;
 use crate::api::App;
-use crate::api::fault::Fault;
+use crate::api::fault::{Fault, Kind};
 use aquatint_models::sampler::SamplerSettings;
 
 /// `GET /sdapi/v1/sd-models`
@@ -94,4 +94,18 @@ pub async fn memory() -> Json<Value> {
 /// `POST /sdapi/v1/refresh-checkpoints`: the models are those that the server was started with, and stay so.
 pub async fn refresh_checkpoints() -> Json<Value> {
     Json(Value::Null)
+}
+
+/// `POST /sdapi/v1/unload-checkpoint`
+pub async fn unload_checkpoint() -> Error {
+    unsupported("unload-checkpoint", "a model that is not used is unloaded after --unload-seconds")
+}
+
+/// `POST /sdapi/v1/reload-checkpoint`
+pub async fn reload_checkpoint() -> Error {
+    unsupported("reload-checkpoint", "a model that a request names is loaded for it")
+}
+
+fn unsupported(what: &str, instead: &str) -> Error {
+    Fault::new(Kind::Unsupported, format!("{what} is not supported: {instead}.")).into()
 }

@@ -10,9 +10,8 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
+use super::body;
 use super::fault::{Fault, Kind};
-use super::fields::Fields;
-use super::{App, body};
 
 mod form;
 pub mod generate;
