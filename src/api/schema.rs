@@ -163,7 +163,7 @@ impl<T: 'static> Rule<T> {
         schema["multipleOf"] = step.into();
         let allowed = format!("{allowed}, a multiple of {step}");
         let convert = Box::new(move |value: Option<&Value>| match convert(value)? {
-            Some(number) if !number.into().is_multiple_of(step) => Err(None),
+            Some(number) if !Into::<u64>::into(number).is_multiple_of(step) => Err(None),
             number => Ok(number),
         });
         Self { schema, required, definitions, allowed, convert }
@@ -243,20 +243,18 @@ pub(super) fn picture() -> Rule<String> {
 pub(super) fn one_of(names: Vec<&'static str>) -> Rule<&'static str> {
     let allowed = format!("one of {}", names.join(", "));
     Rule::new(json!({"type": "string", "enum": names}), allowed, move |value| {
-        names.iter().find(|name| value.as_str() == Some(name)).copied()
+        names.iter().find(|name| value.as_str() == Some(**name)).copied()
     })
 }
 
 /// A list of at most so many bodies.
 pub(super) fn list<T: Body + 'static>(max: usize) -> Rule<Vec<T>> {
     let schema = json!({"type": "array", "items": T::schema(), "maxItems": max});
-    let convert = move |value: Option<&Value>| match value {
-        None | Some(Value::Null) => Ok(None),
-        Some(value) => {
-            let items = value.as_array().filter(|items| items.len() <= max).ok_or(None)?;
-            let read = |item: &Value| T::read(item.as_object().ok_or(None)?).map_err(Some);
-            items.iter().map(read).collect::<Result<_, _>>().map(Some)
-        }
+    let convert = move |value: Option<&Value>| -> Result<Option<Vec<T>>, Option<Fault>> {
+        let Some(value) = value.filter(|value| !value.is_null()) else { return Ok(None) };
+        let items = value.as_array().filter(|items| items.len() <= max).ok_or(None::<Fault>)?;
+        let read = |item: &Value| T::read(item.as_object().ok_or(None::<Fault>)?).map_err(Some);
+        items.iter().map(read).collect::<Result<Vec<T>, _>>().map(Some)
     };
     let (allowed, convert) = (format!("a list of at most {max} objects"), Box::new(convert));
     Rule { schema, required: true, definitions: T::definitions, allowed, convert }

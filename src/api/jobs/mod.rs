@@ -17,9 +17,9 @@ use super::fastapi::{ApiError, dict_body};
 use super::fault::shown;
 use super::schema::{Body as _, reply};
 use super::{App, caller};
-use log::{Finished, JobStatus, Outcome};
-use request::JobRequest;
-use store::Job;
+use self::log::{Finished, JobStatus, Outcome};
+use self::request::JobRequest;
+use self::store::Job;
 
 mod events;
 pub(super) mod log;

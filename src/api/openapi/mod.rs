@@ -19,8 +19,8 @@ use operation::Operation;
 static DOCUMENT: LazyLock<Value> = LazyLock::new(document);
 
 /// The handler.
-pub async fn openapi() -> Json<&'static Value> {
-    Json(&DOCUMENT)
+pub(super) async fn openapi() -> Json<&'static Value> {
+    Json(&*DOCUMENT)
 }
 
 fn document() -> Value {

@@ -134,6 +134,11 @@ function stage() {
   $("remove").hidden = isRunning(shown);
 }
 
+// Pictures of small models are shown as they are: blocks, not a blur.
+$("shown").addEventListener("load", () => {
+  $("shown").classList.toggle("small", Boolean(shown?.image) && $("shown").naturalWidth < 200);
+});
+
 function facts({ job, seed, made }) {
   const { sent } = job;
   const rows = [
@@ -146,14 +151,13 @@ function facts({ job, seed, made }) {
   return rows.filter(([, value]) => value !== undefined && value !== "" && value !== false);
 }
 
-/** Takes a shot out of the gallery; with the last of a job, the server forgets it too. */
+/** Takes a shot out of the gallery; true if it was the last of its job. */
 export function drop(shot) {
   const at = shots.indexOf(shot);
-  if (at < 0) return;
   shots.splice(at, 1);
   shot.tile.parentElement.remove();
   if (shot.image) URL.revokeObjectURL(shot.image);
-  if (!shots.some((other) => other.job === shot.job) && shot.image) jobs.cancel(shot.job.id).catch(() => {});
   if (shown === shot) select(shots[Math.min(at, shots.length - 1)]);
   else stage();
+  return !shots.some((other) => other.job === shot.job);
 }

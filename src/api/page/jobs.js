@@ -59,12 +59,12 @@ export async function* events(id) {
   for (let failed = 0; failed < RECONNECTS; failed++) {
     try {
       const response = await call(`jobs/${id}/events`, { headers: last ? { "last-event-id": last } : {} });
+      if (response.status === 204) return;
       for await (const event of parse(response.body)) {
         [last, failed] = [event.id, 0];
         yield event;
         if (ENDS.has(event.name)) return;
       }
-      if (response.status === 204) return;
     } catch (error) {
       if (error.status) throw error;
     }

@@ -48,15 +48,20 @@ async function health() {
 }
 
 function offer() {
+  const kept = sessionStorage.getItem(FORM);
   settings.offer(state);
   const [width, height] = state.size_table.high["1:1"];
   start.limit(width * height);
-  const kept = sessionStorage.getItem(FORM);
   if (kept) settings.write(JSON.parse(kept));
-  settings.showSize();
+  showSize();
 }
 
 // --- Generate --------------------------------------------------------------------------------------------------
+
+function showSize() {
+  const size = start.isSet() ? start.size() : settings.size();
+  $("size").value = size.join(" × ");
+}
 
 /** The pictures' size: the start picture's, or what the form says. */
 const sizeOf = (body) => {
@@ -91,7 +96,7 @@ on("form", "submit", (event) => {
   generate();
 });
 on("form", "input", () => {
-  settings.showSize();
+  showSize();
   $("strengthShown").value = $("strength").value;
   sessionStorage.setItem(FORM, JSON.stringify(settings.read()));
 });
@@ -103,7 +108,10 @@ on("anySeed", "click", () => {
 gallery.onEnd((job) => {
   const { state: end, pictures } = job.status;
   if (end === "done") say(pictures > 1 ? `${pictures} pictures are done` : "The picture is done");
-  if (end === "cancelled") say("Cancelled");
+  if (end === "cancelled") {
+    forget(job.id);
+    say("Cancelled");
+  }
 });
 
 // --- A reload keeps the session: jobs stay on the server for a while ---------------------------------------------
@@ -115,6 +123,8 @@ function remember(id, { image, mask, ...sent }) {
   const entry = { id, sent: { ...sent, ...(image && { image: true }) }, size: [width, height] };
   sessionStorage.setItem(JOBS, JSON.stringify([...kept(), entry].slice(-50)));
 }
+
+const forget = (id) => sessionStorage.setItem(JOBS, JSON.stringify(kept().filter((entry) => entry.id !== id)));
 
 async function recall() {
   for (const { id, sent, size } of kept()) {
@@ -185,8 +195,9 @@ function cancel() {
 
 function remove() {
   const shot = gallery.current();
-  if (!shot) return;
-  gallery.drop(shot);
+  if (!shot || !gallery.drop(shot)) return;
+  forget(shot.job.id);
+  jobs.cancel(shot.job.id).catch(() => {});
 }
 
 on("refine", "click", refine);
@@ -232,8 +243,7 @@ on("start", "change", () => {
   const set = start.isSet();
   $("shape").disabled = set;
   $("go").firstChild.textContent = set ? "Refine " : "Generate ";
-  $("size").value = set ? start.size().join(" × ") : "";
-  if (!set) settings.showSize();
+  showSize();
 });
 
 document.addEventListener("paste", (event) => {

@@ -82,7 +82,6 @@ export function offer(state) {
   loras = state.loras;
   $("loras").replaceChildren();
   addLora();
-  showSize();
 }
 
 function addRatio(ratio, [width, height]) {
@@ -96,10 +95,10 @@ function addRatio(ratio, [width, height]) {
   return label;
 }
 
-export function showSize() {
+/** Width and height as the form says, or nothing. */
+export function size() {
   const ratio = checked("ratio");
-  const size = tables[checked("resolution")]?.[ratio] ?? ratio?.split("x") ?? [];
-  $("size").value = size.length === 2 ? `${size[0]} × ${size[1]}` : "";
+  return tables[checked("resolution")]?.[ratio] ?? (ratio?.includes("x") ? ratio.split("x") : []);
 }
 
 let loras = [];
