@@ -10,8 +10,16 @@ use crate::harness::server;
 /// Every path in the router's source, as OpenAPI writes it.
 fn routes() -> BTreeSet<String> {
     let source = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/api/mod.rs")).unwrap();
-    let after_route = source.split(".route(").skip(1);
-    after_route.map(|rest| rest.split('"').nth(1).unwrap().replace("{*", "{")).collect()
+    let quoted = |text: &str| text.split('"').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+    let in_routes = |text: &str| -> Vec<String> {
+        let plain = text.split(".route(").skip(1).filter(|rest| rest.trim_start().starts_with('"'));
+        plain.map(|rest| quoted(rest)[0].replace("{*", "{")).collect()
+    };
+    let (top, web_ui) = source.split_once("fn web_ui()").unwrap();
+    let (web_ui, _) = web_ui.split_once("\n}\n").unwrap();
+    let listed = web_ui.split("for path in [").nth(1).map(|rest| quoted(rest.split(']').next().unwrap()));
+    let nested = in_routes(web_ui).into_iter().chain(listed.into_iter().flatten());
+    in_routes(top).into_iter().chain(nested.map(|path| format!("/sdapi/v1{path}"))).collect()
 }
 
 #[tokio::test]

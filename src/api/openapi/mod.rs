@@ -12,6 +12,7 @@ mod jobs;
 mod native;
 mod operation;
 mod others;
+mod webui;
 
 use operation::Operation;
 
@@ -65,6 +66,6 @@ fn document() -> Value {
 }
 
 fn operations() -> Vec<Operation> {
-    let all = [jobs::operations(), native::operations(), others::operations()];
+    let all = [jobs::operations(), native::operations(), others::operations(), webui::operations()];
     all.into_iter().flatten().collect()
 }

@@ -6,7 +6,7 @@ use super::operation::{Errors, Operation, base64, file, get, object, post};
 use crate::settings::{MAX_GUIDANCE_SCALE, MAX_STEPS};
 
 pub(super) fn operations() -> Vec<Operation> {
-    [openai(), huggingface()].into_iter().flatten().collect()
+    [openai(), huggingface(), runpod()].into_iter().flatten().collect()
 }
 
 fn any() -> Value {
@@ -104,5 +104,13 @@ fn huggingface() -> Vec<Operation> {
         makes(post("/", "huggingface", "A picture from the default model")),
         makes(post("/models/{id}", "huggingface", "A picture from a model"))
             .part("id", "Its name, also as `organisation/name`.", text()),
+    ]
+}
+
+fn runpod() -> Vec<Operation> {
+    vec![
+        get("/ping", "operations", "Whether jobs are taken, as RunPod asks")
+            .gives_as(200, "They are.", &[])
+            .gives_as(204, "The model is loading.", &[]),
     ]
 }
