@@ -164,7 +164,7 @@ function useSettings() {
 
 function restored(found) {
   const lacking = settings.write(found);
-  say(lacking.length ? `Restored, but this server lacks ${lacking.join(" and ")}` : "Settings restored");
+  say(lacking.length ? `Settings restored, but not ${lacking.join(" and ")}` : "Settings restored");
   $("prompt").focus();
 }
 

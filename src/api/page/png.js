@@ -14,7 +14,7 @@ function fromRecipe(made) {
     prompt: made.prompt, negative_prompt: made.negative_prompt ?? "", width: made.width, height: made.height,
     steps: made.num_inference_steps, guidance_scale: made.guidance_scale, seed: made.seed,
     scheduler: made.scheduler, clip_skip: made.clip_skip || undefined, strength: made.strength ?? undefined,
-    loras: made.loras ?? [], model: made.model,
+    loras: made.loras ?? [], model: made.model, extra: made.extra?.map(([name]) => `“${name}”`),
   };
 }
 

@@ -16,7 +16,7 @@ export function read() {
     prompt: $("prompt").value, negative_prompt: $("negative").value.trim() || undefined,
     ...(height ? { width, height } : { aspect_ratio: ratio, resolution: checked("resolution") }),
     steps: number("steps"), guidance_scale: number("guidance"), seed: number("seed"),
-    num_images: number("pictures"), scheduler: $("scheduler").value.trim() || undefined,
+    num_images: number("pictures"), clip_skip: number("clipSkip"), scheduler: $("scheduler").value.trim() || undefined,
     model: $("model").value || undefined, loras: loras.length ? loras : undefined,
   });
 }
@@ -24,13 +24,13 @@ export function read() {
 export const dropUndefined = (object) =>
   Object.fromEntries(Object.entries(object).filter(([, value]) => value !== undefined));
 
-/** Puts settings into the form; says what this server cannot do. */
+/** Puts settings into the form; gives the names of what could not be restored. */
 export function write(settings) {
   const lacking = [];
   $("prompt").value = settings.prompt ?? "";
   $("negative").value = settings.negative_prompt ?? "";
   for (const [id, value] of [["steps", settings.steps], ["guidance", settings.guidance_scale],
-    ["seed", settings.seed], ["pictures", settings.num_images ?? 1]]) {
+    ["seed", settings.seed], ["pictures", settings.num_images ?? 1], ["clipSkip", settings.clip_skip]]) {
     $(id).value = value ?? "";
   }
   $("scheduler").value = settings.scheduler ?? "";
@@ -42,6 +42,8 @@ export function write(settings) {
     if (!addLora(name, scale)) lacking.push(`the LoRA ${name}`);
   }
   addLora();
+  if (settings.strength !== undefined) lacking.push("the start picture");
+  lacking.push(...settings.extra ?? []);
   $("form").dispatchEvent(new Event("input"));
   return lacking;
 }
