@@ -6,7 +6,7 @@ use super::operation::{Errors, Operation, base64, file, get, object, post};
 use crate::settings::{MAX_GUIDANCE_SCALE, MAX_STEPS};
 
 pub(super) fn operations() -> Vec<Operation> {
-    [openai(), huggingface(), runpod()].into_iter().flatten().collect()
+    [openai(), huggingface(), operators()].into_iter().flatten().collect()
 }
 
 fn any() -> Value {
@@ -107,9 +107,17 @@ fn huggingface() -> Vec<Operation> {
     ]
 }
 
-fn runpod() -> Vec<Operation> {
+fn operators() -> Vec<Operation> {
+    let tag = "operations";
     vec![
-        get("/ping", "operations", "Whether jobs are taken, as RunPod asks")
+        get("/ready", tag, "Whether jobs are taken")
+            .gives_as(200, "They are.", &[("application/json", any())])
+            .gives_as(503, "Not yet, or not any more.", &[("application/json", any())]),
+        get("/info", tag, "The program, its models and its limits")
+            .gives_as(200, "What runs here.", &[("application/json", any())]),
+        get("/metrics", tag, "Counts and times, as Prometheus reads them")
+            .gives_as(200, "The figures.", &[("text/plain", text())]),
+        get("/ping", tag, "Whether jobs are taken, as RunPod asks")
             .gives_as(200, "They are.", &[])
             .gives_as(204, "The model is loading.", &[]),
     ]
