@@ -208,5 +208,8 @@ where
     U: 'static,
 {
     let refuse = || async { fastapi::method_not_allowed("DELETE, GET") };
-    on(MethodFilter::GET, get).on(MethodFilter::DELETE, delete).on(MethodFilter::HEAD, refuse).fallback(refuse)
+    on(MethodFilter::GET, get)
+        .on(MethodFilter::DELETE, delete)
+        .on(MethodFilter::HEAD, refuse)
+        .fallback(refuse)
 }

@@ -145,7 +145,11 @@ pub(super) struct Rule<T> {
 }
 
 impl<T: 'static> Rule<T> {
-    fn new(schema: Value, allowed: impl Into<String>, convert: impl Fn(&Value) -> Option<T> + 'static) -> Self {
+    fn new(
+        schema: Value,
+        allowed: impl Into<String>,
+        convert: impl Fn(&Value) -> Option<T> + 'static,
+    ) -> Self {
         let convert = move |value: Option<&Value>| match value {
             None | Some(Value::Null) => Ok(None),
             Some(value) => convert(value).map(Some).ok_or(None),
@@ -265,7 +269,10 @@ pub(super) fn refuse_unknown(map: &Map<String, Value>, known: &[&str]) -> Result
     match map.keys().find(|name| !known.contains(&name.as_str())) {
         Some(name) => {
             let shown = shown(&Value::from(name.as_str()));
-            Err(Fault::invalid(name.as_str(), format!("Unknown field {shown}. Known are: {}.", known.join(", "))))
+            Err(Fault::invalid(
+                name.as_str(),
+                format!("Unknown field {shown}. Known are: {}.", known.join(", ")),
+            ))
         }
         None => Ok(()),
     }

@@ -23,7 +23,8 @@ async fn submit(server: &Server, body: &Value) -> String {
 
 /// A server whose steps take a while.
 fn slow(step_ms: u64) -> Server {
-    let script = Script { step_time: Duration::from_millis(step_ms), native_size_px: 64, ..Script::default() };
+    let script =
+        Script { step_time: Duration::from_millis(step_ms), native_size_px: 64, ..Script::default() };
     Setup { script, ..Setup::default() }.start()
 }
 
@@ -38,7 +39,11 @@ fn events(answer: &Answer) -> Vec<(u64, String, Value)> {
                 let line = block.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
                 line.unwrap_or_else(|| panic!("no {name} in {block:?}")).trim()
             };
-            (field("id").parse().unwrap(), field("event").to_owned(), serde_json::from_str(field("data")).unwrap())
+            (
+                field("id").parse().unwrap(),
+                field("event").to_owned(),
+                serde_json::from_str(field("data")).unwrap(),
+            )
         })
         .collect()
 }
@@ -46,7 +51,8 @@ fn events(answer: &Answer) -> Vec<(u64, String, Value)> {
 #[tokio::test]
 async fn a_job_is_submitted_watched_and_fetched() {
     let server = server();
-    let body = json!({"prompt": "a fox", "seed": 70_000, "num_images": 2, "steps": 3, "negative_prompt": "blurry"});
+    let body =
+        json!({"prompt": "a fox", "seed": 70_000, "num_images": 2, "steps": 3, "negative_prompt": "blurry"});
     let id = submit(&server, &body).await;
     assert!(id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()), "{id}");
 
@@ -62,7 +68,10 @@ async fn a_job_is_submitted_watched_and_fetched() {
     assert_eq!(pixels.get_pixel(0, 0).0, [1, 0x11, 0x71], "the fake paints its seed, 70001");
 
     let status = server.get(&format!("/jobs/{id}")).await.json();
-    assert_eq!((&status["state"], &status["picture"], &status["pictures"]), (&json!("done"), &json!(2), &json!(2)));
+    assert_eq!(
+        (&status["state"], &status["picture"], &status["pictures"]),
+        (&json!("done"), &json!(2), &json!(2))
+    );
     assert_eq!(status["images"], json!([format!("/jobs/{id}/images/0"), format!("/jobs/{id}/images/1")]));
     let one = server.get(status["images"][1].as_str().unwrap()).await;
     assert_eq!(one.header("content-type"), Some("image/png"));
@@ -105,7 +114,8 @@ async fn every_field_reaches_the_model() {
 async fn pictures_are_refined_and_parts_of_them_repainted() {
     let server = server();
     // White on the left, and on the right white that is transparent.
-    let mask = image::RgbaImage::from_fn(48, 32, |x, _| image::Rgba([255, 255, 255, if x < 24 { 255 } else { 0 }]));
+    let mask =
+        image::RgbaImage::from_fn(48, 32, |x, _| image::Rgba([255, 255, 255, if x < 24 { 255 } else { 0 }]));
     let mut file = std::io::Cursor::new(Vec::new());
     mask.write_to(&mut file, image::ImageFormat::Png).unwrap();
     let mask = STANDARD.encode(file.into_inner());
@@ -121,7 +131,11 @@ async fn pictures_are_refined_and_parts_of_them_repainted() {
     let id = submit(&server, &body).await;
     server.get(&format!("/jobs/{id}/result?wait=10")).await;
     let request = server.script.requests().pop().unwrap();
-    assert_eq!((request.width, request.height), (Some(512), Some(768)), "aspect_ratio goes before the picture's size");
+    assert_eq!(
+        (request.width, request.height),
+        (Some(512), Some(768)),
+        "aspect_ratio goes before the picture's size"
+    );
     let Mode::Inpaint { mask, strength, .. } = request.mode else { panic!("{:?}", request.mode) };
     assert_eq!(mask, GrayImage::from_fn(48, 32, |x, _| Luma([if x < 24 { 255 } else { 0 }])));
     assert_eq!(strength, 0.6);
@@ -282,7 +296,10 @@ async fn a_failed_job_says_why() {
 async fn stopping_ends_every_stream() {
     let server = slow(20);
     let jobs = server.app.jobs.clone();
-    let ids = [submit(&server, &json!({"prompt": "a", "steps": 150})).await, submit(&server, &json!({"prompt": "a"})).await];
+    let ids = [
+        submit(&server, &json!({"prompt": "a", "steps": 150})).await,
+        submit(&server, &json!({"prompt": "a"})).await,
+    ];
     let script = server.script.clone();
     eventually("it runs", || script.steps_taken() >= 1).await;
     let told = Instant::now();

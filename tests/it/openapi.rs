@@ -9,7 +9,8 @@ use crate::harness::server;
 
 /// Every path in the router's source, as OpenAPI writes it.
 fn routes() -> BTreeSet<String> {
-    let source = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/api/mod.rs")).unwrap();
+    let source =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/api/mod.rs")).unwrap();
     let quoted = |text: &str| text.split('"').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
     let in_routes = |text: &str| -> Vec<String> {
         let plain = text.split(".route(").skip(1).filter(|rest| rest.trim_start().starts_with('"'));
@@ -57,13 +58,24 @@ async fn holds_together() {
     let mut ids = BTreeSet::new();
     for (path, methods) in document["paths"].as_object().unwrap() {
         for (method, operation) in methods.as_object().unwrap() {
-            assert!(ids.insert(operation["operationId"].clone()), "two operations are {}", operation["operationId"]);
-            let in_path = path.split('/').filter(|part| part.starts_with('{')).map(|part| part.trim_matches(['{', '}']));
+            assert!(
+                ids.insert(operation["operationId"].clone()),
+                "two operations are {}",
+                operation["operationId"]
+            );
+            let in_path = path
+                .split('/')
+                .filter(|part| part.starts_with('{'))
+                .map(|part| part.trim_matches(['{', '}']));
             let parameters = operation["parameters"].as_array().unwrap();
-            let declared = parameters.iter().filter(|p| p["in"] == "path").map(|p| p["name"].as_str().unwrap());
+            let declared =
+                parameters.iter().filter(|p| p["in"] == "path").map(|p| p["name"].as_str().unwrap());
             assert_eq!(in_path.collect::<BTreeSet<_>>(), declared.collect(), "{method} {path}");
             for (status, response) in operation["responses"].as_object().unwrap() {
-                assert!(response["description"].as_str().is_some_and(|d| d.len() > 3), "{method} {path} {status}");
+                assert!(
+                    response["description"].as_str().is_some_and(|d| d.len() > 3),
+                    "{method} {path} {status}"
+                );
             }
         }
     }

@@ -140,7 +140,8 @@ impl Log {
             Outcome::Done(pictures) => {
                 status.picture = pictures.len();
                 status.step = status.steps;
-                status.images = (0..pictures.len()).map(|i| format!("/jobs/{}/images/{i}", status.id)).collect();
+                status.images =
+                    (0..pictures.len()).map(|i| format!("/jobs/{}/images/{i}", status.id)).collect();
                 status.seeds = pictures.iter().map(|p| p.recipe.seed).collect();
                 "done"
             }

@@ -12,14 +12,14 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::Value;
 
+use self::log::{Finished, JobStatus, Outcome};
+use self::request::JobRequest;
+use self::store::Job;
 use super::body::MAX_PICTURES_BYTES;
 use super::fastapi::{ApiError, dict_body};
 use super::fault::shown;
 use super::schema::{Body as _, reply};
 use super::{App, caller};
-use self::log::{Finished, JobStatus, Outcome};
-use self::request::JobRequest;
-use self::store::Job;
 
 mod events;
 pub(super) mod log;
@@ -41,13 +41,19 @@ pub(super) async fn submit(State(app): State<App>, request: Request) -> Result<R
 }
 
 /// `GET /jobs/{id}`
-pub(super) async fn status(State(app): State<App>, Path(id): Path<String>) -> Result<Json<JobStatus>, ApiError> {
+pub(super) async fn status(
+    State(app): State<App>,
+    Path(id): Path<String>,
+) -> Result<Json<JobStatus>, ApiError> {
     let job = find(&app, &id)?;
     Ok(Json(status_of(&job)))
 }
 
 /// `DELETE /jobs/{id}`: ends the job, or forgets one that has ended.
-pub(super) async fn cancel(State(app): State<App>, Path(id): Path<String>) -> Result<Json<JobStatus>, ApiError> {
+pub(super) async fn cancel(
+    State(app): State<App>,
+    Path(id): Path<String>,
+) -> Result<Json<JobStatus>, ApiError> {
     let job = find(&app, &id)?;
     if job.log.borrow().outcome.is_some() {
         app.jobs.forget(&id);
@@ -164,7 +170,8 @@ fn wait(uri: &Uri) -> Result<Duration, ApiError> {
 
 fn find(app: &App, id: &str) -> Result<Arc<Job>, ApiError> {
     app.jobs.get(id).ok_or_else(|| {
-        let text = "There is no such job. Finished ones are kept for 15 minutes, and fewer when there are many.";
+        let text =
+            "There is no such job. Finished ones are kept for 15 minutes, and fewer when there are many.";
         ApiError::new(StatusCode::NOT_FOUND, text)
     })
 }

@@ -108,7 +108,11 @@ impl JobRequest {
                 "resolution has no effect here: it chooses between the sizes of an aspect_ratio.",
             ),
             (self.mask.is_some() && self.image.is_none(), "mask", "mask needs an image to repaint."),
-            (self.strength.is_some() && self.image.is_none(), "strength", "strength needs an image to start from."),
+            (
+                self.strength.is_some() && self.image.is_none(),
+                "strength",
+                "strength needs an image to start from.",
+            ),
         ];
         if let Some((_, field, text)) = table.into_iter().find(|(wrong, ..)| *wrong) {
             return Err(Fault::invalid(field, text));

@@ -105,14 +105,19 @@ impl Table {
         self.jobs.retain(|job| lock(&job.ended).is_none_or(|ended| ended.elapsed() < KEPT));
         let (mut count, mut bytes) = (0, 0);
         // The newest first, so that it is the oldest that go.
-        let keeps: Vec<bool> = self.jobs.iter().rev().map(|job| {
-            if lock(&job.ended).is_none() {
-                return true;
-            }
-            count += 1;
-            bytes += job.log.borrow().bytes();
-            count <= KEPT_JOBS && bytes <= KEPT_BYTES
-        }).collect();
+        let keeps: Vec<bool> = self
+            .jobs
+            .iter()
+            .rev()
+            .map(|job| {
+                if lock(&job.ended).is_none() {
+                    return true;
+                }
+                count += 1;
+                bytes += job.log.borrow().bytes();
+                count <= KEPT_JOBS && bytes <= KEPT_BYTES
+            })
+            .collect();
         let mut keeps = keeps.into_iter().rev();
         self.jobs.retain(|_| keeps.next().unwrap_or(true));
     }
@@ -195,8 +200,10 @@ async fn outcome(reply: Reply) -> Outcome {
     match pictures::encode(made, Format::Png).await {
         Err(fault) => Outcome::Failed(fault),
         Ok(files) => {
-            let finished = files.into_iter().zip(about).map(|(png, (recipe, elapsed_ms))| {
-                Finished { png: Bytes::from(png), recipe, elapsed_ms }
+            let finished = files.into_iter().zip(about).map(|(png, (recipe, elapsed_ms))| Finished {
+                png: Bytes::from(png),
+                recipe,
+                elapsed_ms,
             });
             Outcome::Done(Arc::new(finished.collect()))
         }

@@ -3,10 +3,10 @@
 use serde_json::json;
 
 use super::operation::{Operation, delete, file, get, post};
+use crate::api::jobs::JobResult;
 use crate::api::jobs::MAX_WAIT_S;
 use crate::api::jobs::log::JobStatus;
 use crate::api::jobs::request::JobRequest;
-use crate::api::jobs::JobResult;
 
 const EVENTS: &str = "Server-sent events until the job has ended. `progress` carries a JobStatus; `preview` carries \
     `{\"picture\", \"image\"}` with a small JPEG as a data URI; the last is `done`, `failed` or `cancelled`, with a \

@@ -38,14 +38,18 @@ pub(super) fn operations() -> Vec<Operation> {
         ),
         get("/docs", "page", "This description, with requests to try").gives_as(200, "The page.", &html),
         get("/redoc", "page", "This description, for reading").gives_as(200, "The page.", &html),
-        get("/openapi.json", "page", "This description, for programs")
-            .gives_as(200, "An OpenAPI 3.1 document.", &[("application/json", any())]),
+        get("/openapi.json", "page", "This description, for programs").gives_as(
+            200,
+            "An OpenAPI 3.1 document.",
+            &[("application/json", any())],
+        ),
         get("/page/{file}", "page", "A script, style or icon of the pages")
             .part("file", "Its name.", json!({"type": "string", "pattern": "^[a-z]+\\.[a-z]+$"}))
             .gives_as(
                 200,
                 "The file.",
-                &["text/css", "text/javascript", "image/svg+xml"].map(|kind| (kind, json!({"type": "string"}))),
+                &["text/css", "text/javascript", "image/svg+xml"]
+                    .map(|kind| (kind, json!({"type": "string"}))),
             )
             .refuses(404, "There is no such file."),
     ]
@@ -71,7 +75,11 @@ fn config() -> Value {
         &[
             ("steps", whole(1, MAX_STEPS), "Denoising steps."),
             ("guidanceScale", range(0.0, MAX_GUIDANCE_SCALE), "How closely the prompt is followed."),
-            ("seed", json!({"type": ["integer", "null"], "minimum": -1}), "Where the noise starts; -1 is any."),
+            (
+                "seed",
+                json!({"type": ["integer", "null"], "minimum": -1}),
+                "Where the noise starts; -1 is any.",
+            ),
             ("numImages", whole(1, MAX_IMAGES), "How many pictures, with seeds in a row."),
             ("negativePrompt", optional("string", json!({})), "What they should not show."),
             ("scheduler", optional("string", json!({})), "A scheduler by its diffusers or web UI name."),
@@ -88,7 +96,11 @@ fn generate() -> Value {
     object(
         &["prompt", "aspectRatio"],
         &[
-            ("prompt", json!({"type": "string", "minLength": 1, "pattern": r"\S"}), "What the pictures should show."),
+            (
+                "prompt",
+                json!({"type": "string", "minLength": 1, "pattern": r"\S"}),
+                "What the pictures should show.",
+            ),
             ("aspectRatio", json!({"type": "string", "enum": ratios}), "Their shape."),
             ("resolution", text(), "`high` for the larger of the two sizes of a shape."),
             (
@@ -126,7 +138,11 @@ fn pictures() -> Value {
             ("model", text(), "Which model made them."),
             ("provider", text(), "`aquatint`"),
             ("processingTime", json!({"type": "integer"}), "Milliseconds from request to reply."),
-            ("parameters", json!({"type": ["object", "null"]}), "Everything that determined the first picture."),
+            (
+                "parameters",
+                json!({"type": ["object", "null"]}),
+                "Everything that determined the first picture.",
+            ),
         ],
     )
 }

@@ -7,7 +7,10 @@ use crate::api::schema::Schema;
 /// Statuses of the layers around every route.
 const ANYWHERE: [(u16, &str); 4] = [
     (401, "The server has API keys, and none of them was given."),
-    (429, "The caller asks more often, or has more jobs, than one caller may; `Retry-After` says when to try again."),
+    (
+        429,
+        "The caller asks more often, or has more jobs, than one caller may; `Retry-After` says when to try again.",
+    ),
     (500, "Something went wrong that is not the caller's fault."),
     (503, "The server takes no jobs, or not this one now; `Retry-After` says when to try again."),
 ];
@@ -50,7 +53,9 @@ impl Errors {
                 });
                 (vec!["error"], json!({"error": inner}))
             }
-            Self::HuggingFace => (vec!["error"], json!({"error": text, "estimated_time": {"type": "number"}})),
+            Self::HuggingFace => {
+                (vec!["error"], json!({"error": text, "estimated_time": {"type": "number"}}))
+            }
             Self::WebUi => (vec!["error", "detail"], json!({"error": text, "detail": text})),
         };
         json!({"type": "object", "description": "What went wrong.", "required": required, "properties": properties})
@@ -96,7 +101,9 @@ impl Operation {
 
     /// A part of the path.
     pub(super) fn part(self, name: &str, about: &str, schema: Value) -> Self {
-        self.parameter(json!({"name": name, "in": "path", "required": true, "description": about, "schema": schema}))
+        self.parameter(
+            json!({"name": name, "in": "path", "required": true, "description": about, "schema": schema}),
+        )
     }
 
     /// A field of the query.

@@ -31,8 +31,11 @@ fn openai() -> Vec<Operation> {
     let tag = "openai";
     let images = |operation: Operation| {
         let events = ("text/event-stream", text());
-        fails(operation.errors(Errors::OpenAi))
-            .gives_as(200, "The pictures, or their events where `stream` is true.", &[("application/json", any()), events])
+        fails(operation.errors(Errors::OpenAi)).gives_as(
+            200,
+            "The pictures, or their events where `stream` is true.",
+            &[("application/json", any()), events],
+        )
     };
     let generation = object(
         &["prompt"],
@@ -42,14 +45,30 @@ fn openai() -> Vec<Operation> {
             ("n", json!({"type": "integer", "minimum": 1, "maximum": 10}), "How many pictures."),
             ("size", text(), "`auto`, or width and height as in `1024x1024`."),
             ("quality", text(), "`auto`, `low`, `medium`, `high`, `standard` or `hd`: how many steps."),
-            ("response_format", json!({"type": "string", "enum": ["url", "b64_json"]}), "How pictures come back."),
-            ("output_format", json!({"type": "string", "enum": ["png", "jpeg", "webp"]}), "Their files' format."),
+            (
+                "response_format",
+                json!({"type": "string", "enum": ["url", "b64_json"]}),
+                "How pictures come back.",
+            ),
+            (
+                "output_format",
+                json!({"type": "string", "enum": ["png", "jpeg", "webp"]}),
+                "Their files' format.",
+            ),
             ("output_compression", json!({"type": "integer", "minimum": 0, "maximum": 100}), "For JPEG."),
             ("stream", json!({"type": "boolean"}), "Answer with events."),
-            ("partial_images", json!({"type": "integer", "minimum": 0, "maximum": 3}), "Previews in the stream."),
+            (
+                "partial_images",
+                json!({"type": "integer", "minimum": 0, "maximum": 3}),
+                "Previews in the stream.",
+            ),
             ("seed", json!({"type": "integer"}), "Where the noise starts."),
             ("steps", json!({"type": "integer", "minimum": 1, "maximum": MAX_STEPS}), "Denoising steps."),
-            ("guidance_scale", json!({"type": "number", "minimum": 0, "maximum": MAX_GUIDANCE_SCALE}), "Guidance."),
+            (
+                "guidance_scale",
+                json!({"type": "number", "minimum": 0, "maximum": MAX_GUIDANCE_SCALE}),
+                "Guidance.",
+            ),
             ("negative_prompt", text(), "What they should not show."),
         ],
     );
@@ -67,10 +86,13 @@ fn openai() -> Vec<Operation> {
         images(post("/v1/images/generations", tag, "Pictures from a prompt"))
             .takes_as(&[("application/json", generation)]),
         images(post("/v1/images/edits", tag, "Edited pictures")).takes_as(&multipart(&edit)),
-        images(post("/v1/images/variations", tag, "Variations of a picture")).takes_as(&multipart(&variation)),
-        get("/v1/models", tag, "The models")
-            .errors(Errors::OpenAi)
-            .gives_as(200, "The list.", &[("application/json", any())]),
+        images(post("/v1/images/variations", tag, "Variations of a picture"))
+            .takes_as(&multipart(&variation)),
+        get("/v1/models", tag, "The models").errors(Errors::OpenAi).gives_as(
+            200,
+            "The list.",
+            &[("application/json", any())],
+        ),
         get("/v1/models/{id}", tag, "One model")
             .errors(Errors::OpenAi)
             .part("id", "Its name.", text())
@@ -78,7 +100,11 @@ fn openai() -> Vec<Operation> {
             .refuses(404, "There is no such model."),
         get("/images/{id}", tag, "A picture that a reply named by URL")
             .part("id", "The last part of the URL.", text())
-            .gives_as(200, "The picture.", &["image/png", "image/jpeg", "image/webp"].map(|kind| (kind, file())))
+            .gives_as(
+                200,
+                "The picture.",
+                &["image/png", "image/jpeg", "image/webp"].map(|kind| (kind, file())),
+            )
             .refuses(404, "There is no such picture, or it is too old."),
     ]
 }
@@ -87,7 +113,11 @@ fn huggingface() -> Vec<Operation> {
     let body = object(
         &["inputs"],
         &[
-            ("inputs", json!({"anyOf": [text(), base64(), any()]}), "A prompt, a picture in base64, or both."),
+            (
+                "inputs",
+                json!({"anyOf": [text(), base64(), any()]}),
+                "A prompt, a picture in base64, or both.",
+            ),
             ("parameters", any(), "Everything else; an unknown name is refused."),
         ],
     );
@@ -102,8 +132,11 @@ fn huggingface() -> Vec<Operation> {
     };
     vec![
         makes(post("/", "huggingface", "A picture from the default model")),
-        makes(post("/models/{id}", "huggingface", "A picture from a model"))
-            .part("id", "Its name, also as `organisation/name`.", text()),
+        makes(post("/models/{id}", "huggingface", "A picture from a model")).part(
+            "id",
+            "Its name, also as `organisation/name`.",
+            text(),
+        ),
     ]
 }
 
@@ -113,12 +146,20 @@ fn operators() -> Vec<Operation> {
         get("/ready", tag, "Whether jobs are taken")
             .gives_as(200, "They are.", &[("application/json", any())])
             .gives_as(503, "Not yet, or not any more.", &[("application/json", any())]),
-        get("/info", tag, "The program, its models and its limits")
-            .gives_as(200, "What runs here.", &[("application/json", any())]),
-        get("/metrics", tag, "Counts and times, as Prometheus reads them")
-            .gives_as(200, "The figures.", &[("text/plain", text())]),
-        get("/ping", tag, "Whether jobs are taken, as RunPod asks")
-            .gives_as(200, "They are.", &[])
-            .gives_as(204, "The model is loading.", &[]),
+        get("/info", tag, "The program, its models and its limits").gives_as(
+            200,
+            "What runs here.",
+            &[("application/json", any())],
+        ),
+        get("/metrics", tag, "Counts and times, as Prometheus reads them").gives_as(
+            200,
+            "The figures.",
+            &[("text/plain", text())],
+        ),
+        get("/ping", tag, "Whether jobs are taken, as RunPod asks").gives_as(200, "They are.", &[]).gives_as(
+            204,
+            "The model is loading.",
+            &[],
+        ),
     ]
 }

@@ -53,14 +53,23 @@ pub(super) fn operations() -> Vec<Operation> {
         takes("png-info", "How a picture was made")
             .takes_as(&json_body(object(&["image"], &[("image", base64(), "The file.")])))
             .gives_as(200, "What its file says.", &json_body(any())),
-        web_ui(post("/sdapi/v1/interrupt", "webui", "End the running job"))
-            .gives_as(200, "It ends before its next step.", &json_body(json!({}))),
-        web_ui(post("/sdapi/v1/refresh-checkpoints", "webui", "Look for models again"))
-            .gives_as(200, "null", &json_body(json!({}))),
+        web_ui(post("/sdapi/v1/interrupt", "webui", "End the running job")).gives_as(
+            200,
+            "It ends before its next step.",
+            &json_body(json!({})),
+        ),
+        web_ui(post("/sdapi/v1/refresh-checkpoints", "webui", "Look for models again")).gives_as(
+            200,
+            "null",
+            &json_body(json!({})),
+        ),
     ];
     all.extend(LISTS.map(|(path, summary)| {
-        web_ui(get(&format!("/sdapi/v1/{path}"), "webui", summary))
-            .gives_as(200, "As the web UI answers.", &[("application/json", json!({}))])
+        web_ui(get(&format!("/sdapi/v1/{path}"), "webui", summary)).gives_as(
+            200,
+            "As the web UI answers.",
+            &[("application/json", json!({}))],
+        )
     }));
     all
 }
@@ -120,7 +129,11 @@ fn image_fields() -> Vec<(&'static str, Value, &'static str)> {
         ("mask_blur", integer(), "How soft its edge is, in pixels."),
         ("resize_mode", integer(), "How a picture of another size is fitted."),
         ("inpainting_fill", integer(), "What the masked part starts from."),
-        ("inpaint_full_res", json!({"type": ["boolean", "integer"]}), "Only the masked part is made, at full size."),
+        (
+            "inpaint_full_res",
+            json!({"type": ["boolean", "integer"]}),
+            "Only the masked part is made, at full size.",
+        ),
         ("inpaint_full_res_padding", integer(), "What is seen around it, in pixels."),
         ("inpainting_mask_invert", integer(), "1 repaints what is black."),
     ]

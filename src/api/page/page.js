@@ -153,7 +153,7 @@ async function repaint() {
 }
 
 async function paintStart() {
-  if (await start.paintMask()) say("White is repainted: say in the prompt what should be there");
+  if (await start.paintMask()) say("What you painted over is made anew: say in the prompt what should be there");
 }
 
 function useSettings() {
