@@ -21,6 +21,7 @@ mod load;
 mod openai;
 mod operations;
 mod overload;
+mod presets;
 mod refine;
 mod rig;
 mod running;
