@@ -182,6 +182,7 @@ fn whole_requests(image: RgbImage) {
         defaults: Arc::new(args.defaults),
         preset: None,
         loras: Arc::default(),
+        jobs: aquatint::api::Jobs::default(),
         images: Arc::default(),
         webui: Arc::default(),
         operations: Operations::default(),

@@ -8,6 +8,9 @@ cd "$(dirname "$0")/.."
 scripts/test.sh
 echo '== real clients'
 scripts/clients.sh
+echo '== the page in a browser'
+cargo build --release --quiet
+scripts/page-check.mjs
 scripts/reference-env.sh
 echo '== fixtures, recorded again'
 export HF_HUB_OFFLINE=1

@@ -23,22 +23,26 @@ mod fault;
 mod fields;
 mod fit;
 pub mod huggingface;
+pub mod jobs;
 mod json_error;
 pub mod loras;
 pub mod metrics;
 mod models;
 pub mod native;
 pub mod openai;
+mod openapi;
 pub mod page;
 mod parameters;
 mod pictures;
 pub mod ready;
 pub mod runpod;
+mod schema;
 pub mod server;
 pub mod sizes;
 pub mod stopping;
 pub mod webui;
 
+pub use jobs::Jobs;
 pub use loras::LoraRegistry;
 
 /// What handlers need.
@@ -54,6 +58,8 @@ pub struct App {
     pub preset: Option<Preset>,
     /// LoRAs that requests may name.
     pub loras: Arc<LoraRegistry>,
+    /// The jobs of `/jobs`.
+    pub jobs: Jobs,
     /// Pictures that replies name by URL.
     pub images: Arc<openai::store::ImageStore>,
     /// The options and jobs of the web UI's routes.
@@ -95,8 +101,15 @@ pub fn router(app: App, edge: &Edge) -> Router {
     let routes = Router::new()
         .nest("/sdapi/v1", web_ui())
         .route("/", get_or_post(page::index, huggingface::default_model))
-        .route("/page/style.css", only(Method::GET, page::style))
-        .route("/page/page.js", only(Method::GET, page::script))
+        .route("/page/{file}", only(Method::GET, page::file))
+        .route("/docs", only(Method::GET, page::docs))
+        .route("/redoc", only(Method::GET, page::docs))
+        .route("/openapi.json", only(Method::GET, openapi::openapi))
+        .route("/jobs", only(Method::POST, jobs::submit))
+        .route("/jobs/{id}", get_or_delete(jobs::status, jobs::cancel))
+        .route("/jobs/{id}/events", only(Method::GET, jobs::events))
+        .route("/jobs/{id}/result", only(Method::GET, jobs::result))
+        .route("/jobs/{id}/images/{index}", only(Method::GET, jobs::image))
         .route("/generate", only(Method::POST, native::generate::generate))
         .route("/refine", only(Method::POST, native::refine::refine))
         .route("/health", only(Method::GET, native::health::health))
@@ -184,4 +197,19 @@ where
 {
     let refuse = || async { fastapi::method_not_allowed("GET, POST") };
     on(MethodFilter::GET, get).on(MethodFilter::POST, post).on(MethodFilter::HEAD, refuse).fallback(refuse)
+}
+
+/// A route with two methods.
+fn get_or_delete<G, D, T, U>(get: G, delete: D) -> MethodRouter<App>
+where
+    G: Handler<T, App>,
+    D: Handler<U, App>,
+    T: 'static,
+    U: 'static,
+{
+    let refuse = || async { fastapi::method_not_allowed("DELETE, GET") };
+    on(MethodFilter::GET, get)
+        .on(MethodFilter::DELETE, delete)
+        .on(MethodFilter::HEAD, refuse)
+        .fallback(refuse)
 }

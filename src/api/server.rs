@@ -61,6 +61,7 @@ pub async fn serve(
     tracing::info!(drain_s = drain.as_secs(), "stopping");
     operations.stopping.tell();
     app.queue.close();
+    app.jobs.close();
     app.engine.stop();
     server.accept_those_who_wait(&listener).await;
     drop(listener);

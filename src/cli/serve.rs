@@ -10,7 +10,7 @@ use super::Failure;
 use super::model::{Choice, caption_model, registry, use_threads};
 use super::runpod::{Worker, health_port};
 use crate::api::edge::Edge;
-use crate::api::{App, LoraRegistry, Operations, server};
+use crate::api::{App, Jobs, LoraRegistry, Operations, server};
 use crate::engine::pipeline::PipelineBackend;
 use crate::engine::{Engine, EngineError, EngineSettings, ModelEntry, Preset};
 use crate::picture::use_png_compression;
@@ -71,6 +71,7 @@ async fn serve(
         preset,
         loras: Arc::new(loras),
         operations: Operations { health_until_ready: args.health_until_ready, ..Operations::default() },
+        jobs: Jobs::default(),
         images: Arc::default(),
         webui: Arc::default(),
     };

@@ -62,6 +62,7 @@ impl Setup {
             preset,
             loras: Arc::new(self.loras),
             operations: Operations { health_until_ready: args.health_until_ready, ..Operations::default() },
+            jobs: aquatint::api::Jobs::default(),
             images: Arc::default(),
             webui: Arc::default(),
         };

@@ -47,6 +47,7 @@ fn health_of(app: &App) -> Value {
         "preset": app.preset.map(|preset| preset.name),
         "size_table": model.map(size_table),
         "refine_mode": app.defaults.refine_mode,
+        "models": app.engine.models().into_iter().map(|m| m.name).collect::<Vec<_>>(),
         "loras": app.loras.names().collect::<Vec<_>>(),
         "queue": app.queue.depth(),
         "running": running,
