@@ -59,7 +59,7 @@ async fn holds_together() {
     for (path, methods) in document["paths"].as_object().unwrap() {
         for (method, operation) in methods.as_object().unwrap() {
             assert!(
-                ids.insert(operation["operationId"].clone()),
+                ids.insert(operation["operationId"].to_string()),
                 "two operations are {}",
                 operation["operationId"]
             );
