@@ -58,6 +58,7 @@ fn info() -> ModelInfo {
         device: "cpu".into(),
         inpainting_unet: false,
         random_weights: false,
+        preset: None,
     }
 }
 
@@ -179,7 +180,7 @@ fn whole_requests(image: RgbImage) {
         queue: Arc::new(queue),
         engine,
         defaults: Arc::new(args.defaults),
-        lcm: false,
+        preset: None,
         loras: Arc::default(),
         jobs: aquatint::api::Jobs::default(),
         images: Arc::default(),

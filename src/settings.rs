@@ -244,7 +244,7 @@ pub struct EdgeArgs {
     /// File of such keys, one a line
     #[arg(long, value_name = "FILE", env = "AQUATINT_API_KEY_FILE")]
     pub api_key_file: Option<PathBuf>,
-    /// Requests, other than reading, that one caller may send at once, and in each minute from then on
+    /// Requests for work that one caller may send at once, and in each minute from then on
     #[arg(long, value_name = "N", env = "AQUATINT_RATE_LIMIT", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub rate_limit: Option<u32>,
     /// Take the last address of X-Forwarded-For for the caller's: only behind a proxy that sets it

@@ -9,7 +9,7 @@ use axum::handler::Handler;
 use axum::http::{Extensions, Method};
 use axum::routing::{MethodFilter, MethodRouter, on};
 
-use crate::engine::Engine;
+use crate::engine::{Engine, Preset};
 use crate::queue::{Caller, JobQueue};
 use crate::settings::Defaults;
 use edge::Edge;
@@ -54,8 +54,8 @@ pub struct App {
     pub engine: Engine,
     /// What requests get unless they say otherwise.
     pub defaults: Arc<Defaults>,
-    /// An LCM-LoRA is in the model: few steps and no guidance are the default.
-    pub lcm: bool,
+    /// What the default model is distilled to, by itself or by the LoRAs that the server was started with.
+    pub preset: Option<Preset>,
     /// LoRAs that requests may name.
     pub loras: Arc<LoraRegistry>,
     /// The jobs of `/jobs`.

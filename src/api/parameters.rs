@@ -6,13 +6,10 @@ use super::fault::Fault;
 use super::fields::or_random;
 use super::{App, models, sizes};
 use crate::engine::{
-    GenerationRequest, Interpolation, LoraChoice, MaskedContent, Mode, ModelInfo, Variation, Work,
+    GenerationRequest, Interpolation, LoraChoice, MaskedContent, Mode, ModelInfo, Preset, Variation, Work,
 };
 use crate::queue::{Caller, Cost, Place, Ticket};
 use crate::settings::MAX_GUIDANCE_SCALE;
-
-/// Steps beyond which an LCM-LoRA gains nothing.
-const LCM_MAX_STEPS: usize = 8;
 
 /// The fields of a request, checked. Where they are silent the server's settings hold, then the model's.
 #[derive(Clone)]
@@ -125,7 +122,7 @@ impl Parameters {
     pub(super) fn cost(&self, app: &App) -> Cost {
         let steps = match self.steps {
             Steps::Exact(steps) => Some(steps),
-            Steps::Times(_) => default_steps(app, self.is_lcm(app)),
+            Steps::Times(_) => default_steps(app, self.preset(app, None)),
         };
         let size = |mode: &Mode| match (self.size, mode) {
             (Size::Exact(size) | Size::Table(size), _) => Some(size),
@@ -171,24 +168,26 @@ impl Parameters {
     }
 
     fn request(&self, app: &App, model: &ModelInfo) -> GenerationRequest {
-        let lcm = self.is_lcm(app);
+        let preset = self.preset(app, Some(model));
         let mut request = GenerationRequest::new(self.prompt.as_str(), or_random(self.seed));
         request.negative_prompt = self.negative_prompt.clone();
         request.num_inference_steps = match self.steps {
             Steps::Exact(steps) => Some(steps),
-            Steps::Times(1.0) => default_steps(app, lcm),
+            Steps::Times(1.0) => default_steps(app, preset),
             Steps::Times(factor) => {
-                let default = default_steps(app, lcm).unwrap_or(model.num_inference_steps);
+                let default = default_steps(app, preset).unwrap_or(model.num_inference_steps);
                 Some(((default as f64 * factor).round() as usize).max(1))
             }
         };
-        let default = default_guidance_scale(app, lcm);
+        let default = default_guidance_scale(app, preset);
         request.guidance_scale = match self.guidance {
             Guidance::Exact(scale) => Some(scale),
-            Guidance::Tempered(t) if !lcm => temper(default, model.guidance_scale, t),
+            Guidance::Tempered(t) if !preset.is_some_and(|p| p.fixes_guidance) => {
+                temper(default, model.guidance_scale, t)
+            }
             Guidance::Default | Guidance::Tempered(_) => default,
         };
-        request.scheduler = self.scheduler.clone().or_else(|| default_scheduler(app, lcm));
+        request.scheduler = self.scheduler.clone().or_else(|| default_scheduler(app, preset));
         request.clip_skip = self.clip_skip;
         request.variation = self.variation;
         request.latent_resize = self.latent_resize;
@@ -196,8 +195,14 @@ impl Parameters {
         request
     }
 
-    fn is_lcm(&self, app: &App) -> bool {
-        app.lcm || self.loras.iter().any(|l| l.lcm)
+    /// The last LoRA's that distils, or else the model's; before that is known, the default model's.
+    fn preset(&self, app: &App, model: Option<&ModelInfo>) -> Option<Preset> {
+        let of_model = || match (model, &self.model) {
+            (Some(model), Some(_)) => model.preset,
+            (Some(model), None) => app.preset.or(model.preset),
+            (None, _) => app.preset,
+        };
+        self.loras.iter().rev().find_map(|lora| lora.preset).or_else(of_model)
     }
 }
 
@@ -207,19 +212,19 @@ pub(super) struct Submitted {
     pub(super) ticket: Ticket,
 }
 
-/// Steps where a request names none and the server's settings do.
-pub(super) fn default_steps(app: &App, lcm: bool) -> Option<usize> {
-    app.defaults.steps.map(|steps| if lcm { steps.min(LCM_MAX_STEPS) } else { steps })
+/// Steps where a request names none and the server's settings do, as many of them as a preset can use.
+pub(super) fn default_steps(app: &App, preset: Option<Preset>) -> Option<usize> {
+    app.defaults.steps.map(|steps| preset.map_or(steps, |preset| steps.min(preset.max_inference_steps)))
 }
 
-/// Guidance where a request names none and the server's settings do. An LCM-LoRA brings its own.
-pub(super) fn default_guidance_scale(app: &App, lcm: bool) -> Option<f64> {
-    app.defaults.guidance_scale.filter(|_| !lcm)
+/// Guidance where a request names none and the server's settings do. Some presets bring their own.
+pub(super) fn default_guidance_scale(app: &App, preset: Option<Preset>) -> Option<f64> {
+    app.defaults.guidance_scale.filter(|_| !preset.is_some_and(|preset| preset.fixes_guidance))
 }
 
-/// The scheduler where a request names none and the server's settings do. An LCM-LoRA works with its own alone.
-pub(super) fn default_scheduler(app: &App, lcm: bool) -> Option<String> {
-    app.defaults.scheduler.clone().filter(|_| !lcm)
+/// The scheduler where a request names none and the server's settings do. What is distilled works with its own alone.
+pub(super) fn default_scheduler(app: &App, preset: Option<Preset>) -> Option<String> {
+    app.defaults.scheduler.clone().filter(|_| !preset.is_some_and(|preset| preset.is_distilled()))
 }
 
 fn temper(setting: Option<f64>, model: f64, temperature: f64) -> Option<f64> {

@@ -52,6 +52,7 @@ pub async fn info(State(app): State<App>) -> Json<Value> {
                 "steps": info.map(|i| i.num_inference_steps),
                 "guidance_scale": info.map(|i| i.guidance_scale),
                 "scheduler": info.map(|i| &i.scheduler),
+                "preset": info.and_then(|i| i.preset).map(|preset| preset.name),
             })
         })
         .collect();

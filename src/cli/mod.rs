@@ -123,7 +123,7 @@ fn log_to_stderr(format: LogFormat, level: &str, stages: bool) {
         .with_ansi(std::io::stderr().is_terminal());
     match format {
         LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().flatten_event(true).with_span_list(false).init(),
+        LogFormat::Json => builder.json().flatten_event(true).with_span_list(stages).init(),
     }
 }
 

@@ -7,7 +7,7 @@ use aquatint_models::pipeline::{self, LoadOptions, ModelSource, Pipeline};
 
 use super::Failure;
 use crate::engine::pipeline::PipelineBackend;
-use crate::engine::{EngineError, LoraChoice, ModelEntry};
+use crate::engine::{EngineError, LoraChoice, ModelEntry, Preset};
 use crate::settings::{DeviceChoice, ModelArgs, Precision, RefineMode, ServeArgs};
 
 /// What to load, and the LoRAs to merge into it.
@@ -28,7 +28,9 @@ impl Choice {
         if let Some(refiner) = &args.refiner {
             folder("--refiner", refiner, DIFFUSERS)?;
         }
-        let lcm = args.lcm_lora.iter().map(|path| LoraChoice { path: path.clone(), scale: 1.0, lcm: true });
+        let lcm =
+            |path: &PathBuf| LoraChoice { path: path.clone(), scale: 1.0, preset: Some(Preset::LCM_LORA) };
+        let lcm = args.lcm_lora.iter().map(lcm);
         let loras: Vec<_> = args.lora.iter().cloned().chain(lcm).collect();
         for lora in &loras {
             weights_file("--lora", &lora.path)?;

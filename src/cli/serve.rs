@@ -12,7 +12,7 @@ use super::runpod::{Worker, health_port};
 use crate::api::edge::Edge;
 use crate::api::{App, Jobs, LoraRegistry, Operations, server};
 use crate::engine::pipeline::PipelineBackend;
-use crate::engine::{Engine, EngineError, EngineSettings, ModelEntry};
+use crate::engine::{Engine, EngineError, EngineSettings, ModelEntry, Preset};
 use crate::picture::use_png_compression;
 use crate::queue::{JobQueue, Limits, LocalQueue};
 use crate::settings::{Capacity, ServeArgs, is_loopback, limit};
@@ -34,10 +34,11 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
     let edge = Edge::new(&args.edge).map_err(Failure::BadInput)?;
     use_threads(args.model.threads)?;
     use_png_compression(args.png_compression);
-    let lcm = choice.loras.iter().any(|lora| lora.lcm);
     let models = registry(&args, &choice, caption_model)?;
+    let of_loras = choice.loras.iter().rev().find_map(|lora| lora.preset);
+    let preset = of_loras.or(models.first().and_then(|model| model.info.as_ref()?.preset));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(other)?;
-    let served = runtime.block_on(serve(args, edge, models, lcm, loras));
+    let served = runtime.block_on(serve(args, edge, models, preset, loras));
     // Connections that outlived the drain deadline must not keep the program.
     runtime.shutdown_background();
     served
@@ -47,7 +48,7 @@ async fn serve(
     args: ServeArgs,
     edge: Edge,
     models: Vec<ModelEntry<PipelineBackend>>,
-    lcm: bool,
+    preset: Option<Preset>,
     loras: LoraRegistry,
 ) -> Result<(), Failure> {
     let address = format!("{}:{}", args.host, args.port);
@@ -67,7 +68,7 @@ async fn serve(
         queue: Arc::new(queue.clone()),
         engine: engine.clone(),
         defaults: Arc::new(args.defaults),
-        lcm,
+        preset,
         loras: Arc::new(loras),
         operations: Operations { health_until_ready: args.health_until_ready, ..Operations::default() },
         jobs: Jobs::default(),

@@ -39,6 +39,9 @@ pub struct Recipe {
     pub model: String,
     /// The model's family.
     pub family: &'static str,
+    /// What the model or a LoRA in it was found to be distilled to; the defaults were of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preset: Option<&'static str>,
     /// The version of this program.
     pub version: &'static str,
 }
@@ -60,6 +63,7 @@ impl Recipe {
         info: &ModelInfo,
         loras: &[LoraChoice],
     ) -> Self {
+        let preset = loras.iter().rev().find_map(|lora| lora.preset).or(info.preset);
         let (mode, strength) = match &request.mode {
             Mode::TextToImage => ("text-to-image", None),
             Mode::ImageToImage { strength, .. } => ("image-to-image", Some(*strength)),
@@ -81,6 +85,7 @@ impl Recipe {
             loras: loras.iter().map(|l| Lora { name: lora_name(l), scale: l.scale }).collect(),
             model: info.name.clone(),
             family: info.family.name(),
+            preset: preset.map(|preset| preset.name),
             version: env!("CARGO_PKG_VERSION"),
         }
     }
@@ -167,6 +172,7 @@ mod tests {
             scheduler: "Euler".into(),
             inpainting_unet: false,
             random_weights: false,
+            preset: None,
         };
         let mut request = GenerationRequest::new("a red apple, on a table", 42);
         request.negative_prompt = Some("blurry".into());

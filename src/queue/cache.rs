@@ -23,8 +23,8 @@ impl Key {
             let mut hasher = DefaultHasher::new();
             salt.hash(&mut hasher);
             model.hash(&mut hasher);
-            for LoraChoice { path, scale, lcm } in loras {
-                (path, scale.to_bits(), lcm).hash(&mut hasher);
+            for LoraChoice { path, scale, preset } in loras {
+                (path, scale.to_bits(), preset.map(|p| p.name)).hash(&mut hasher);
             }
             for image in based_on {
                 hash_picture(image, &mut hasher);
@@ -206,6 +206,7 @@ mod tests {
             device: "cpu".into(),
             inpainting_unet: false,
             random_weights: true,
+            preset: None,
         };
         let recipe = Recipe::new(&GenerationRequest::new("a", 1), (10, 10), &info, &[]);
         let made = [Picture { image: RgbImage::new(10, 10), recipe, elapsed_ms: 1.0 }];

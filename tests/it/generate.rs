@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Cursor;
 
 use aquatint::api::LoraRegistry;
-use aquatint::engine::{GenerationRequest, LoraChoice, Mode};
+use aquatint::engine::{GenerationRequest, LoraChoice, Mode, Preset};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
@@ -171,7 +171,7 @@ async fn temperature_moves_guidance_around_the_default() {
 
 #[tokio::test]
 async fn an_lcm_lora_brings_its_own_defaults() {
-    let lcm = LoraChoice { path: "lcm.safetensors".into(), scale: 1.0, lcm: true };
+    let lcm = LoraChoice { path: "lcm.safetensors".into(), scale: 1.0, preset: Some(Preset::LCM_LORA) };
     let flags = vec!["--steps", "30", "--guidance-scale", "7.5", "--scheduler", "DDIM"];
     let server = Setup { flags, always: vec![lcm], ..Setup::default() }.start();
     let body = json!({"prompt": "a", "aspectRatio": "1:1", "temperature": 0.3});

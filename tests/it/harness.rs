@@ -51,7 +51,7 @@ impl Setup {
         };
         let queue = LocalQueue::new(args.queue_size);
         let script = self.script.clone();
-        let lcm = self.always.iter().any(|l| l.lcm);
+        let preset = self.always.iter().rev().find_map(|l| l.preset);
         let model = ModelEntry::new("fake", move || script.clone().load()).with_loras(self.always);
         let settings = EngineSettings::default();
         let (engine, _thread) = Engine::spawn(vec![model], Arc::new(queue.clone()), settings).unwrap();
@@ -59,7 +59,7 @@ impl Setup {
             queue: Arc::new(queue.clone()),
             engine,
             defaults: Arc::new(args.defaults),
-            lcm,
+            preset,
             loras: Arc::new(self.loras),
             operations: Operations { health_until_ready: args.health_until_ready, ..Operations::default() },
             jobs: aquatint::api::Jobs::default(),

@@ -23,6 +23,7 @@ mod openai;
 mod openapi;
 mod operations;
 mod overload;
+mod presets;
 mod refine;
 mod rig;
 mod running;

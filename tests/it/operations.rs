@@ -1,13 +1,16 @@
 //! `/metrics`, `/ready`, `/info`, and `/health` for platforms that know no other probe.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use aquatint::engine::EngineError;
-use serde_json::json;
+use serde_json::{Value, json};
 
+use crate::cli::{Folder, aquatint};
 use crate::fake::Script;
 use crate::harness::{Server, Setup, eventually, server};
+use crate::running::{Running, ask};
 
 /// The samples of `/metrics` by name and labels, after a check of the format.
 async fn metrics(server: &Server) -> BTreeMap<String, f64> {
@@ -128,4 +131,71 @@ async fn info_tells_what_runs_here() {
     assert_eq!(info["models"][0]["loaded"], true);
     assert_eq!(info["models"][0]["scheduler"], "EulerDiscreteScheduler");
     assert_eq!(info["limits"], json!({"side_px": 4096, "steps": 150, "guidance_scale": 30.0, "images": 8}));
+}
+
+/// The log of a server on every network, from its start to its end.
+fn public(name: &str, arguments: &[&str]) -> String {
+    let folder = Folder::new(name);
+    folder.write("keys", b"# two keys\nsesame-1\n\n  sesame-2\n");
+    let log = folder.0.join("log");
+    let arguments = [&["serve", "--host", "0.0.0.0", "--port", "0"], arguments].concat();
+    let mut server = aquatint(&folder, &[], &arguments)
+        .stderr(Stdio::from(std::fs::File::create(&log).unwrap()))
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    let text = loop {
+        let text = std::fs::read_to_string(&log).unwrap();
+        if text.contains("listening on") || begun.elapsed() > Duration::from_secs(20) {
+            break text;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    server.kill().unwrap();
+    server.wait().unwrap();
+    assert!(text.contains("listening on http://0.0.0.0:"), "{text}");
+    text
+}
+
+#[test]
+fn a_public_server_without_a_key_is_warned_of() {
+    assert!(public("open", &[]).contains("no API key is asked for"));
+    let closed = public("closed", &["--api-key-file", "keys"]);
+    assert!(!closed.contains("API key") && !closed.contains("sesame"), "{closed}");
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let folder = Folder::new("second-signal");
+    let mut server = Running::start(&folder, &[], &[]);
+    let address = server.address;
+    let long = r#"{"prompt":"a","aspectRatio":"1:1","config":{"numImages":8,"steps":150}}"#;
+    std::thread::spawn(move || ask(address, "POST", "/generate", &[], long).is_ok());
+    let begun = Instant::now();
+    while server.ask("GET", "/metrics", &[], "").body_text().contains("aquatint_queue_running 0\n") {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{}", server.log());
+    }
+    server.signal("TERM");
+    while !server.log().contains("stopping") {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{}", server.log());
+    }
+    server.signal("TERM");
+    assert_eq!(server.wait(), Some(143));
+}
+
+#[test]
+fn stages_have_lines_under_the_request_they_belong_to() {
+    let folder = Folder::new("stages");
+    let mut server = Running::start(&folder, &[], &["--log-stages", "--log-format", "json"]);
+    let body = r#"{"prompt":"a","aspectRatio":"1:1","config":{"numImages":1,"steps":3}}"#;
+    let answer = server.ask("POST", "/generate", &[("x-request-id", "stages-1")], body);
+    assert!(answer.head.contains("x-request-id: stages-1"), "{}", answer.head);
+    let log = server.stop();
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let ends = |stage: &str| {
+        let ended = |line: &&Value| line["message"] == "close" && line["span"]["name"] == stage;
+        let ended = lines.iter().filter(ended).inspect(|line| assert_eq!(line["spans"][0]["id"], "stages-1"));
+        ended.count()
+    };
+    assert_eq!([ends("start"), ends("step"), ends("decode")], [1, 3, 1], "{log}");
 }

@@ -21,6 +21,12 @@ pub(crate) struct Raw {
     pub(crate) body: Vec<u8>,
 }
 
+impl Raw {
+    pub(crate) fn body_text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+}
+
 impl Running {
     /// `aquatint serve` on a free port, as soon as it listens.
     pub(crate) fn start(folder: &Folder, variables: &[(&str, &str)], arguments: &[&str]) -> Self {

@@ -10,7 +10,7 @@
 use std::path::Path;
 
 /// What a distilled model asks for.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Preset {
     /// `lcm`, `lightning`, `turbo`, `hyper`, `schnell` or `dev`.
     pub name: &'static str,
@@ -39,6 +39,11 @@ impl Preset {
 
     /// A latent consistency model. It takes its guidance as an input; diffusers' default is 8.5.
     pub const LCM: Self = Self { guidance_scale: 8.5, ..Self::LCM_LORA };
+
+    /// Whether it was distilled to few steps, so that samplers and steps meant for other models do not fit.
+    pub fn is_distilled(&self) -> bool {
+        self.max_inference_steps < usize::MAX
+    }
 
     /// A model by the name of its folder or of the file that its denoiser came from.
     pub fn of_model(name: &str) -> Option<Self> {
@@ -85,7 +90,7 @@ impl Preset {
         let steps = words.steps().unwrap_or(8);
         let scheduler = if steps == 1 { "TCD" } else { "DDIM SGM Uniform" };
         let preset = match words.is("cfg") {
-            true => Self { fixes_guidance: false, ..Self::guided("hyper", steps, 5.0) },
+            true => Self { max_inference_steps: steps, ..Self::guided("hyper", steps, 5.0) },
             false => Self::unguided("hyper", None, steps, steps),
         };
         Some(Self { scheduler: Some(scheduler), ..preset })
@@ -104,7 +109,14 @@ impl Preset {
     fn guided(name: &'static str, num_inference_steps: usize, guidance_scale: f64) -> Self {
         let max_inference_steps = usize::MAX;
         let fixes_guidance = false;
-        Self { name, scheduler: None, num_inference_steps, max_inference_steps, guidance_scale, fixes_guidance }
+        Self {
+            name,
+            scheduler: None,
+            num_inference_steps,
+            max_inference_steps,
+            guidance_scale,
+            fixes_guidance,
+        }
     }
 }
 

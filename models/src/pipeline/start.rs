@@ -42,7 +42,7 @@ impl Pipeline {
         let rounded = |side: usize| side.next_multiple_of(info.multiple_px);
         let (rows, columns) = (rounded(height), rounded(width));
 
-        let name = request.scheduler.as_deref().or(self.lcm.then_some("LCMScheduler"));
+        let name = request.scheduler.as_deref().or(info.preset.and_then(|preset| preset.scheduler));
         let mut sampler = sampler(name, &self.scheduler, steps)?;
         if let Mode::ImageToImage { strength, .. } | Mode::Inpaint { strength, .. } = request.mode {
             start_at_strength(&mut sampler, strength)?;

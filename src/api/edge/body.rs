@@ -1,5 +1,6 @@
 //! Bodies that are too large or come too slowly.
 
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -19,6 +20,9 @@ use super::refusal::Shape;
 /// Beyond its time a body may go on as long as it comes at least this fast on the whole: half a megabit a second.
 const MIN_BYTES_PER_S: u32 = 64 << 10;
 
+/// How long what a handler leaves of a body is read.
+const LAST_READING: Duration = Duration::from_secs(2);
+
 /// How large a body may be, and how slow.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -33,12 +37,12 @@ pub async fn bound(State(limits): State<Limits>, request: Request, next: Next) -
     let shape = Shape::of(request.method(), request.uri().path());
     let length =
         request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
-    if length.is_some_and(|length| length > limits.bytes as u64) {
-        return refuse(shape, Fault::TooLarge, limits);
-    }
     let fault = Arc::new(AtomicU8::new(0));
     let seen = fault.clone();
     let request = request.map(|body| Body::new(Bounded::new(body, limits, fault)));
+    if length.is_some_and(|length| length > limits.bytes as u64) {
+        return refuse(shape, Fault::TooLarge, limits);
+    }
     let response = next.run(request).await;
     match Fault::read(&seen) {
         Some(fault) => refuse(shape, fault, limits),
@@ -83,6 +87,7 @@ impl Fault {
 /// A body that fails as soon as it breaks a bound.
 struct Bounded {
     inner: Body,
+    ended: bool,
     limits: Limits,
     received: usize,
     started: Instant,
@@ -94,7 +99,7 @@ impl Bounded {
     fn new(inner: Body, limits: Limits, fault: Arc<AtomicU8>) -> Self {
         let started = Instant::now();
         let deadline = Box::pin(sleep_until(started + limits.time));
-        Self { inner, limits, received: 0, started, deadline, fault }
+        Self { inner, ended: false, limits, received: 0, started, deadline, fault }
     }
 
     fn fail(&self, fault: Fault) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
@@ -126,7 +131,10 @@ impl HttpBody for Bounded {
                 self.deadline.as_mut().reset(due);
                 Poll::Ready(Some(Ok(frame)))
             }
-            other => other,
+            over => {
+                self.ended = true;
+                over
+            }
         }
     }
 
@@ -137,4 +145,23 @@ impl HttpBody for Bounded {
     fn size_hint(&self) -> SizeHint {
         self.inner.size_hint()
     }
+}
+
+/// What a handler leaves of a body is read for a while: were the connection closed on a client that still sends, the
+/// reset would often overtake the answer, and a browser show "Failed to fetch" instead of a 413.
+impl Drop for Bounded {
+    fn drop(&mut self) {
+        let slow = Fault::read(&self.fault) == Some(Fault::TooSlow);
+        if self.ended || slow || self.inner.is_end_stream() {
+            return;
+        }
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let rest = std::mem::take(&mut self.inner);
+            runtime.spawn(tokio::time::timeout(LAST_READING, read_away(rest)));
+        }
+    }
+}
+
+async fn read_away(mut body: Body) {
+    while poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await.is_some_and(|frame| frame.is_ok()) {}
 }

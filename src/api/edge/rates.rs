@@ -60,10 +60,10 @@ impl Rates {
     }
 }
 
-/// The layer. Reading is free: pages and clients poll.
+/// The layer. Reading is free, as pages and clients poll, and so is giving up.
 pub async fn limit(State(rates): State<Option<Arc<Rates>>>, request: Request, next: Next) -> Response {
-    let reads = [Method::GET, Method::HEAD, Method::OPTIONS].contains(request.method());
-    if let Some(rates) = rates.filter(|_| !reads) {
+    let asks = request.method() == Method::POST && !request.uri().path().ends_with("/interrupt");
+    if let Some(rates) = rates.filter(|_| asks) {
         let caller = request.extensions().get::<Caller>().cloned().unwrap_or_default();
         if let Err(seconds) = rates.take(&caller, Instant::now()) {
             let text = format!("Too many requests: {} a minute are allowed.", rates.per_minute);

@@ -1,5 +1,6 @@
 //! Row 6: how long the server takes to end once it is told to.
 
+use std::io::Read;
 use std::time::{Duration, Instant};
 
 use aquatint::queue::JobQueue;
@@ -51,12 +52,31 @@ async fn the_server_ends_in_time() {
     tokio::time::sleep(Duration::from_millis(50)).await;
     let half = end(half).await;
 
+    // A stream of events for a job that waits behind a running one.
+    let streaming = listening(20).await;
+    let queue = streaming.server.queue.clone();
+    let running = streaming.generate(&json!({"prompt": "a", "aspectRatio": "1:1", "config": {"steps": 30}}));
+    eventually("the job runs", || queue.depth().running == 1).await;
+    let body = json!({"prompt": "a", "stream": true, "partial_images": 1, "size": "64x64", "steps": 150});
+    let mut events = streaming.post("/v1/images/generations", &body);
+    eventually("the other waits", || queue.depth().waiting == 1).await;
+    let told = Instant::now();
+    let ended = tokio::task::spawn_blocking(move || {
+        let mut text = String::new();
+        events.read_to_string(&mut text).unwrap();
+        (text, told.elapsed())
+    });
+    let (_, (text, stream), running) =
+        tokio::join!(end(streaming), async { ended.await.unwrap() }, status_of(running));
+    assert!(text.contains("text/event-stream") && text.contains("event: error"), "{text}");
+    assert_eq!(running, Some(200));
+
     let limit = Duration::from_millis(500);
     row(
         "6",
-        "drain: idle / one job / half head",
-        "<= 0.5 s / job + 0.5 s / <= 30 s; exit 0",
-        format!("{} / job + {} ({} in all) / {}", ms(idle), ms(beyond), ms(busy), ms(half)),
-        idle <= limit && beyond <= limit && half <= DRAIN,
+        "drain: idle / one job / half head / open SSE",
+        "<= 0.5 s / job + 0.5 s / <= 30 s / <= 1 s; exit 0",
+        format!("{} / job + {} ({} in all) / {} / {}", ms(idle), ms(beyond), ms(busy), ms(half), ms(stream)),
+        idle <= limit && beyond <= limit && half <= DRAIN && stream <= Duration::from_secs(1),
     );
 }
