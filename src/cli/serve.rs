@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aquatint_models::pipeline::ModelSource;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -30,6 +31,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
             .map_err(|error| Failure::BadInput(format!("--lora-dir {}: {error}", folder.display())))?,
         None => LoraRegistry::default(),
     };
+    let loras = if choice.source == ModelSource::Builtin { loras.with_builtin() } else { loras };
     use_threads(args.model.threads)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(other)?;
     let served = runtime.block_on(serve(args, choice, caption_model, loras));

@@ -1,33 +1,65 @@
-//! The model in the program itself: SDXL's architecture, tiny, with fixed random weights.
+//! The model in the program itself: SDXL's layout, tiny, trained on emoji; `models/demo` tells how.
 //!
-//! It exists so that the program, its API and its tests run on a fresh machine without a network. Its pictures are
-//! coloured noise that depends on the prompt; nothing was trained. It is loaded by the ordinary loader: only its
-//! bytes come from elsewhere, the configs from the program, the weights from [`crate::checkpoint::synthetic`].
+//! It exists so that the program draws on a fresh machine without a network. It is loaded by the ordinary loader: only
+//! its bytes come from elsewhere. Without the feature `demo` the weights stay out of the program and are computed from
+//! their names instead ([`super::synthetic`]): coloured noise, but the same shapes.
 
-use crate::checkpoint::ModelFolder;
+use std::path::Path;
 
-const VOCAB: &[u8] = include_bytes!("../../builtin/tokenizer/vocab.json");
-const MERGES: &[u8] = include_bytes!("../../builtin/tokenizer/merges.txt");
+use super::ModelFolder;
+
+/// What a path inside the program begins with.
+pub const PREFIX: &str = "builtin:";
+
+/// Whether the trained weights are in this program.
+pub const TRAINED: bool = cfg!(feature = "demo");
+
+/// Its LCM-LoRA: 4 steps without guidance.
+pub const LCM_LORA: &str = "builtin:lora/lcm-lora.safetensors";
+
+/// Its style LoRA: two-colour prints.
+pub const STYLE_LORA: &str = "builtin:lora/duotone.safetensors";
+
+macro_rules! file {
+    ($name:literal) => {
+        ($name, include_bytes!(concat!("../../demo/", $name)) as &[u8])
+    };
+}
 
 static FILES: &[(&str, &[u8])] = &[
-    ("model_index.json", include_bytes!("../../builtin/model_index.json")),
-    ("scheduler/scheduler_config.json", include_bytes!("../../builtin/scheduler/scheduler_config.json")),
-    ("text_encoder/config.json", include_bytes!("../../builtin/text_encoder/config.json")),
-    ("text_encoder_2/config.json", include_bytes!("../../builtin/text_encoder_2/config.json")),
-    ("tokenizer/merges.txt", MERGES),
-    ("tokenizer/vocab.json", VOCAB),
-    ("tokenizer/special_tokens_map.json", include_bytes!("../../builtin/tokenizer/special_tokens_map.json")),
-    ("tokenizer_2/merges.txt", MERGES),
-    ("tokenizer_2/vocab.json", VOCAB),
-    (
-        "tokenizer_2/special_tokens_map.json",
-        include_bytes!("../../builtin/tokenizer_2/special_tokens_map.json"),
-    ),
-    ("unet/config.json", include_bytes!("../../builtin/unet/config.json")),
-    ("vae/config.json", include_bytes!("../../builtin/vae/config.json")),
+    file!("model_index.json"),
+    file!("scheduler/scheduler_config.json"),
+    file!("text_encoder/config.json"),
+    file!("text_encoder_2/config.json"),
+    file!("tokenizer/merges.txt"),
+    file!("tokenizer/special_tokens_map.json"),
+    file!("tokenizer/vocab.json"),
+    file!("tokenizer_2/merges.txt"),
+    file!("tokenizer_2/special_tokens_map.json"),
+    file!("tokenizer_2/vocab.json"),
+    file!("unet/config.json"),
+    file!("vae/config.json"),
+    #[cfg(feature = "demo")]
+    file!("text_encoder/model.safetensors"),
+    #[cfg(feature = "demo")]
+    file!("text_encoder_2/model.safetensors"),
+    #[cfg(feature = "demo")]
+    file!("unet/diffusion_pytorch_model.safetensors"),
+    #[cfg(feature = "demo")]
+    file!("vae/diffusion_pytorch_model.safetensors"),
+    #[cfg(feature = "demo")]
+    file!("lora/lcm-lora.safetensors"),
+    #[cfg(feature = "demo")]
+    file!("lora/duotone.safetensors"),
 ];
 
 /// Its folder.
 pub fn folder() -> ModelFolder {
     ModelFolder::Embedded(FILES)
+}
+
+/// The bytes of a path that begins with [`PREFIX`]; `None` for other paths and for files it does not hold.
+pub fn file(path: &Path) -> Option<&'static [u8]> {
+    let name = path.to_str()?.strip_prefix(PREFIX)?;
+    FILES.iter().find(|(file, _)| *file == name).map(|(_, bytes)| *bytes)
 }

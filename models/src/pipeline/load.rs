@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device};
 use serde::Deserialize;
 
-use super::{Family, ModelInfo, Pipeline, Refiner, builtin};
-use crate::checkpoint::{ModelFolder, Weights};
+use super::{Family, ModelInfo, Pipeline, Refiner};
+use crate::checkpoint::{ModelFolder, Weights, builtin};
 use crate::denoiser::{UNet2DCondition, UnetConfig};
 use crate::sampler::SamplerSettings;
 use crate::schedule::SchedulerConfig;
@@ -162,7 +162,7 @@ impl Pipeline {
             scheduler: SamplerSettings::from_config(&scheduler)?.kind().class_name().to_owned(),
             device: if device.is_cpu() { "cpu".to_owned() } else { "cuda:0".to_owned() },
             inpainting_unet: unet.config().in_channels == 9,
-            random_weights: *source == ModelSource::Builtin,
+            random_weights: *source == ModelSource::Builtin && !builtin::TRAINED,
         };
         Ok(Self {
             info,
