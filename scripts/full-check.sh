@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything that does not fit a quick run: the fixtures are recorded again and must come out the same, the timings
-# against PyTorch, and the memory of a full-width SDXL step. Needs Python 3.11 or newer, gcc, 2 GB for the reference
+# Everything that does not fit a quick run: the fixtures are recorded again and must come out the same, the
+# reliability tests at full length (which write tests/SCOREBOARD.md), the scheduler's gain, the timings against PyTorch, and the memory of a full-width SDXL step. Needs Python 3.11 or newer, gcc, 2 GB for the reference
 # environment, 8 GB of disk and 8 GB of memory.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -15,6 +15,10 @@ for script in models/tests/reference/*.py; do
 done
 cargo test --workspace --quiet --test parity
 git diff --stat -- models/tests/fixtures
+echo '== reliability, at full length'
+scripts/scoreboard.sh
+echo '== scheduling'
+cargo bench --quiet --bench scheduling
 echo '== side by side with PyTorch'
 benches/peers/side-by-side.sh
 echo '== memory of a full-width SDXL step'

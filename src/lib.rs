@@ -4,8 +4,8 @@
 //! 1. [`api`] reads the body, checks every field and shapes the reply; all routes stand on one screen there.
 //! 2. [`queue`] admits the job or says when to come back. The admission travels in the job, so a caller who leaves
 //!    frees its place.
-//! 3. [`engine`] is the one thread that owns the device: load, then for each job encode, step, decode. Between any
-//!    two steps a job whose caller has left is dropped.
+//! 3. [`engine`] is the one thread that owns the device. Between any two denoising steps it may begin a shorter job,
+//!    put a longer one off, or drop one whose caller has left.
 //! 4. `aquatint_models::pipeline` does the arithmetic.
 //! 5. [`picture`] writes the file, with the [`engine::recipe`] it was made by in its text chunks.
 //!

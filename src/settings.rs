@@ -6,6 +6,7 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use aquatint_models::checkpoint::builtin;
 use aquatint_models::sampler::SamplerSettings;
@@ -200,6 +201,9 @@ pub struct ServeArgs {
     #[arg(long, value_name = "FORMAT", env = "AQUATINT_LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,
     #[command(flatten)]
+    /// What the engine and its queue take on.
+    pub capacity: Capacity,
+    #[command(flatten)]
     /// What requests get unless they say otherwise.
     pub defaults: Defaults,
     #[command(flatten)]
@@ -208,6 +212,52 @@ pub struct ServeArgs {
     #[command(flatten)]
     /// Variables that are understood and have no effect yet.
     pub unused: Unused,
+}
+
+/// What the engine and its queue take on.
+#[derive(Args, Clone, Debug)]
+pub struct Capacity {
+    /// Another model that requests may name; it is loaded when the first does. May be given several times
+    #[arg(long, value_name = "NAME=DIR", value_parser = named_model)]
+    pub add_model: Vec<(String, String)>,
+    /// Work that is admitted at a time: megapixels times steps of all jobs together [default: no limit]
+    #[arg(long, value_name = "N", env = "AQUATINT_QUEUE_COST", value_parser = positive)]
+    pub queue_cost: Option<f64>,
+    /// Jobs that one caller may have running or waiting [default: no limit]
+    #[arg(long, value_name = "N", env = "AQUATINT_JOBS_PER_CALLER", value_parser = number(1..=100_000))]
+    pub jobs_per_caller: Option<usize>,
+    /// Longest time a job may wait, in seconds; 0 is no limit
+    #[arg(long, value_name = "S", env = "AQUATINT_MAX_WAIT_SECONDS", default_value = "900", value_parser = seconds)]
+    pub max_wait_seconds: Duration,
+    /// Longest time a job may run, in seconds; 0 is no limit
+    #[arg(long, value_name = "S", env = "AQUATINT_MAX_RUN_SECONDS", default_value = "3600", value_parser = seconds)]
+    pub max_run_seconds: Duration,
+    /// Longest time one step or decoding may take, in seconds, before the device counts as lost and the program
+    /// ends with 70; 0 is no limit
+    #[arg(long, value_name = "S", env = "AQUATINT_MAX_STEP_SECONDS", default_value = "0", value_parser = seconds)]
+    pub max_step_seconds: Duration,
+    /// Jobs that may be halfway at a time, so that a short one can overtake a long one
+    #[arg(long, value_name = "N", env = "AQUATINT_IN_FLIGHT", default_value = "4", value_parser = number(1..=64))]
+    pub in_flight: usize,
+    /// Pictures that go through the denoiser together; on a CPU more than one gains nothing
+    #[arg(long, value_name = "N", env = "AQUATINT_MAX_BATCH", default_value = "1", value_parser = number(1..=64))]
+    pub max_batch: usize,
+    /// Memory for the weights of all models, in GiB; beyond it the model that was not used for longest is unloaded
+    /// [default: no limit]
+    #[arg(long, value_name = "GIB", env = "AQUATINT_MODEL_MEMORY", value_parser = positive)]
+    pub model_memory: Option<f64>,
+    /// Unload a model when no job asked for it for so many seconds; 0 is never
+    #[arg(long, value_name = "S", env = "AQUATINT_UNLOAD_SECONDS", default_value = "0", value_parser = seconds)]
+    pub unload_seconds: Duration,
+    /// Memory for finished pictures, in MiB: a request that repeats an earlier one, seed included, gets its pictures
+    /// again; 0 keeps none
+    #[arg(long, value_name = "MIB", env = "AQUATINT_PICTURE_CACHE", default_value = "0", value_parser = number(0..=1_000_000))]
+    pub picture_cache: usize,
+}
+
+/// A time of which 0 means that there is no limit.
+pub fn limit(time: Duration) -> Option<Duration> {
+    (!time.is_zero()).then_some(time)
 }
 
 /// What requests get unless they say otherwise; where this does not, the model's own defaults hold.
@@ -324,6 +374,26 @@ impl fmt::Debug for Secret {
 fn number(range: std::ops::RangeInclusive<u64>) -> impl clap::builder::TypedValueParser<Value = usize> {
     use clap::builder::TypedValueParser;
     clap::value_parser!(u64).range(range).map(|n| n as usize)
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().and_then(|s: f64| Duration::try_from_secs_f64(s).ok());
+    seconds.ok_or_else(|| "a number of seconds, 0 or more, is needed".into())
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|n: &f64| n.is_finite() && *n > 0.0);
+    number.ok_or_else(|| "a number above 0 is needed".into())
+}
+
+/// `NAME=DIR`.
+fn named_model(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, folder)) if !name.is_empty() && !folder.is_empty() => {
+            Ok((name.to_owned(), folder.to_owned()))
+        }
+        _ => Err("NAME=DIR is needed".into()),
+    }
 }
 
 /// A side of a picture in pixels.

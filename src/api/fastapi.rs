@@ -15,7 +15,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
 use super::{ENDPOINTS, json_error};
-use crate::queue::QueueFull;
+use crate::queue::Refusal;
 
 /// An answer that is not 200: `{"detail": ...}`.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,10 +40,14 @@ impl ApiError {
     }
 }
 
-impl From<QueueFull> for ApiError {
-    fn from(full: QueueFull) -> Self {
-        let detail = Value::from(full.to_string());
-        Self { status: StatusCode::SERVICE_UNAVAILABLE, detail, retry_after_s: Some(full.retry_after_s) }
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        let status = match refusal.is_callers_own() {
+            true => StatusCode::TOO_MANY_REQUESTS,
+            false => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        let detail = Value::from(refusal.to_string());
+        Self { status, detail, retry_after_s: Some(refusal.retry_after_s()) }
     }
 }
 

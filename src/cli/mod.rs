@@ -19,6 +19,9 @@ pub enum Failure {
     /// Something asked for is not allowed.
     #[error("{0}")]
     BadInput(String),
+    /// The device needs a new process; a supervisor should start one.
+    #[error("{0}")]
+    DeviceLost(String),
     /// Anything else.
     #[error("{0}")]
     Other(String),
@@ -30,6 +33,8 @@ impl Failure {
         match self {
             Self::BadInput(_) => 2,
             Self::Other(_) => 1,
+            // EX_SOFTWARE of sysexits.h
+            Self::DeviceLost(_) => 70,
         }
     }
 }
@@ -37,7 +42,11 @@ impl Failure {
 impl From<EngineError> for Failure {
     fn from(error: EngineError) -> Self {
         let text = one_line(&error.to_string());
-        if error.is_bad_input() { Self::BadInput(text) } else { Self::Other(text) }
+        match error {
+            EngineError::DeviceLost(_) => Self::DeviceLost(text),
+            error if error.is_bad_input() => Self::BadInput(text),
+            _ => Self::Other(text),
+        }
     }
 }
 

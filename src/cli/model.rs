@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use aquatint_models::checkpoint::builtin;
 use aquatint_models::checkpoint::safetensors_file::SafetensorsFile;
-use aquatint_models::pipeline::{self, LoadOptions, ModelSource};
+use aquatint_models::pipeline::{self, LoadOptions, ModelSource, Pipeline};
 
 use super::Failure;
-use crate::engine::{EngineError, LoraChoice};
+use crate::engine::pipeline::PipelineBackend;
+use crate::engine::{EngineError, LoraChoice, ModelEntry};
 use crate::settings::{DeviceChoice, ModelArgs, Precision, RefineMode, ServeArgs};
 
 /// What to load, and the LoRAs to merge into it.
@@ -28,7 +29,7 @@ impl Choice {
         if let Some(refiner) = &args.refiner {
             folder("--refiner", refiner, DIFFUSERS)?;
         }
-        let source = source(args.model.as_deref())?;
+        let source = source("--model", args.model.as_deref())?;
         let lcm = lcm_lora(args.lcm_lora.as_deref(), &source);
         let lcm = lcm.map(|path| LoraChoice { path, scale: 1.0, lcm: true });
         let loras: Vec<_> = args.lora.iter().cloned().chain(lcm).collect();
@@ -77,14 +78,63 @@ fn lcm_lora(asked: Option<&Path>, source: &ModelSource) -> Option<PathBuf> {
     }
 }
 
-fn source(model: Option<&str>) -> Result<ModelSource, Failure> {
+fn source(flag: &str, model: Option<&str>) -> Result<ModelSource, Failure> {
     match model {
         None | Some("builtin") => Ok(ModelSource::Builtin),
         Some(text) => {
-            folder("--model", Path::new(text), DIFFUSERS)?;
+            folder(flag, Path::new(text), DIFFUSERS)?;
             Ok(ModelSource::Folder(text.into()))
         }
     }
+}
+
+/// The name that a model has in the registry: its folder's, and nothing else of the path.
+fn name(source: &ModelSource) -> String {
+    match source {
+        ModelSource::Builtin => "builtin".to_owned(),
+        ModelSource::Folder(path) => {
+            // `models/sdxl/.` and `.` are named as what they are.
+            let whole = path.canonicalize().unwrap_or_else(|_| path.clone());
+            whole.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned())
+        }
+    }
+}
+
+/// All models of a server: `choice` is the default one, to which the captioning model belongs.
+pub(super) fn registry(
+    args: &ServeArgs,
+    choice: &Choice,
+    caption_model: Option<PathBuf>,
+) -> Result<Vec<ModelEntry<PipelineBackend>>, Failure> {
+    let described = |source: &ModelSource| Pipeline::describe(source).map_err(EngineError::from);
+    let (info, bytes) = described(&choice.source)?;
+    let (default, options) = (choice.source.clone(), choice.options.clone());
+    let load = move || {
+        let backend = PipelineBackend::load(&default, &options)?;
+        match &caption_model {
+            Some(folder) => backend.with_captioner(folder),
+            None => Ok(backend),
+        }
+    };
+    let default = ModelEntry::new(name(&choice.source), load).with_loras(choice.loras.clone());
+    let mut models = vec![default.described(info, bytes)];
+    for (name, folder) in &args.capacity.add_model {
+        if models.iter().any(|model| model.name == *name) {
+            return Err(Failure::BadInput(format!("--add-model {name}: there is a model of this name")));
+        }
+        let source = source("--add-model", Some(folder))?;
+        let (info, bytes) = described(&source)?;
+        // What replaces a part of the default model belongs to that one alone.
+        let options = LoadOptions {
+            precision: choice.options.precision,
+            device: choice.options.device,
+            vae_tiling: choice.options.vae_tiling,
+            ..LoadOptions::default()
+        };
+        let load = move || PipelineBackend::load(&source, &options);
+        models.push(ModelEntry::new(name, load).described(info, bytes));
+    }
+    Ok(models)
 }
 
 /// The captioning model's folder, for a server whose `/refine` needs one.

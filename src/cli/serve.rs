@@ -1,6 +1,5 @@
 //! `aquatint serve`: the engine, the queue and the HTTP interface put together.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,13 +8,13 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Failure;
-use super::model::{Choice, caption_model, use_threads};
+use super::model::{Choice, caption_model, registry, use_threads};
 use crate::api::cors::Origins;
 use crate::api::{App, LoraRegistry, server};
 use crate::engine::pipeline::PipelineBackend;
-use crate::engine::{Engine, EngineError};
-use crate::queue::{JobQueue, LocalQueue};
-use crate::settings::{ServeArgs, is_loopback};
+use crate::engine::{Engine, EngineError, EngineSettings, ModelEntry};
+use crate::queue::{JobQueue, Limits, LocalQueue};
+use crate::settings::{Capacity, ServeArgs, is_loopback, limit};
 
 /// How long the engine's thread has to end once its last job is answered.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(1);
@@ -33,8 +32,10 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
     };
     let loras = if choice.source == ModelSource::Builtin { loras.with_builtin() } else { loras };
     use_threads(args.model.threads)?;
+    let lcm = choice.loras.iter().any(|lora| lora.lcm);
+    let models = registry(&args, &choice, caption_model)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(other)?;
-    let served = runtime.block_on(serve(args, choice, caption_model, loras));
+    let served = runtime.block_on(serve(args, models, lcm, loras));
     // Connections that outlived the drain deadline must not keep the program.
     runtime.shutdown_background();
     served
@@ -42,8 +43,8 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
 
 async fn serve(
     args: ServeArgs,
-    choice: Choice,
-    caption_model: Option<PathBuf>,
+    models: Vec<ModelEntry<PipelineBackend>>,
+    lcm: bool,
     loras: LoraRegistry,
 ) -> Result<(), Failure> {
     let address = format!("{}:{}", args.host, args.port);
@@ -54,17 +55,9 @@ async fn serve(
     if !is_loopback(&args.host) {
         tracing::warn!("{local} can be reached from other machines, and no API key is asked for");
     }
-    let queue = LocalQueue::new(args.queue_size);
-    let lcm = choice.loras.iter().any(|lora| lora.lcm);
-    let always = choice.loras.clone();
-    let load = move || {
-        let backend = PipelineBackend::load(&choice.source, &choice.options)?;
-        match &caption_model {
-            Some(folder) => backend.with_captioner(folder),
-            None => Ok(backend),
-        }
-    };
-    let (engine, thread) = Engine::spawn(load, always, Arc::new(queue.clone())).map_err(other)?;
+    let queue = LocalQueue::with_limits(limits(&args));
+    let (engine, thread) =
+        Engine::spawn(models, Arc::new(queue.clone()), settings(&args.capacity)).map_err(other)?;
     let app = App {
         queue: Arc::new(queue.clone()),
         engine: engine.clone(),
@@ -93,6 +86,29 @@ async fn serve(
     match broken {
         Some(error) => Err(error.into()),
         None => Ok(()),
+    }
+}
+
+fn limits(args: &ServeArgs) -> Limits {
+    let capacity = &args.capacity;
+    Limits {
+        waiting: args.queue_size,
+        cost: capacity.queue_cost,
+        per_caller: capacity.jobs_per_caller,
+        wait: limit(capacity.max_wait_seconds),
+        run: limit(capacity.max_run_seconds),
+        picture_cache_bytes: capacity.picture_cache << 20,
+    }
+}
+
+fn settings(capacity: &Capacity) -> EngineSettings {
+    EngineSettings {
+        in_flight: capacity.in_flight,
+        max_batch: capacity.max_batch,
+        run_limit: limit(capacity.max_run_seconds),
+        call_limit: limit(capacity.max_step_seconds),
+        weight_limit_bytes: capacity.model_memory.map(|gib| (gib * (1u64 << 30) as f64) as u64),
+        unload_after: limit(capacity.unload_seconds),
     }
 }
 

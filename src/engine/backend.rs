@@ -6,6 +6,9 @@ use image::RgbImage;
 use super::EngineError;
 
 /// A loaded model. It need not be `Send`: it is made and used on the engine's thread.
+///
+/// A method that fails or panics leaves the model as usable as it was, but for the LoRAs: after a failed
+/// [`set_loras`](Self::set_loras) the engine sets them anew.
 pub trait Backend {
     /// A picture on its way from noise to done.
     type Denoising: Denoising;
@@ -22,11 +25,31 @@ pub trait Backend {
     /// Encodes the prompt and draws the noise.
     fn start(&self, request: &GenerationRequest) -> Result<Self::Denoising, EngineError>;
 
-    /// Takes one denoising step.
-    fn step(&self, denoising: &mut Self::Denoising) -> Result<(), EngineError>;
+    /// Takes one denoising step of each; where there are several, each [`joins`](Denoising::joins) the first. On an
+    /// error those whose position has not moved can be stepped again.
+    fn step(&self, batch: &mut [&mut Self::Denoising]) -> Result<(), EngineError>;
 
-    /// Decodes what the last step left.
-    fn decode(&self, denoising: &Self::Denoising) -> Result<RgbImage, EngineError>;
+    /// Decodes what the last step left. `sparing` is set after it ran out of memory: slower ways that need less are
+    /// to be taken.
+    fn decode(&self, denoising: &Self::Denoising, sparing: bool) -> Result<RgbImage, EngineError>;
+
+    /// A small picture of the present latents, where the model has a cheap way to make one.
+    fn preview(&self, _denoising: &Self::Denoising) -> Result<Option<RgbImage>, EngineError> {
+        Ok(None)
+    }
+
+    /// Lets go of everything that can be computed again.
+    fn free_memory(&self) {}
+
+    /// Memory that its weights take on the device.
+    fn weight_bytes(&self) -> u64 {
+        0
+    }
+
+    /// Prompts found encoded, and those that had to be, since it was loaded.
+    fn prompt_cache(&self) -> (u64, u64) {
+        (0, 0)
+    }
 }
 
 /// How far a picture is.
@@ -36,4 +59,7 @@ pub trait Denoising {
 
     /// Steps taken.
     fn position(&self) -> usize;
+
+    /// Whether both can go through the denoiser in one batch: the same shapes, at the same stage.
+    fn joins(&self, other: &Self) -> bool;
 }

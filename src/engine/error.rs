@@ -22,6 +22,21 @@ pub enum EngineError {
     /// The device has too little free memory for this size.
     #[error("out of memory: {0}")]
     OutOfMemory(String),
+    /// It waited as long as a job may.
+    #[error("the job waited {limit_s} s, the longest that is allowed, and was not begun")]
+    WaitedTooLong {
+        /// The limit in seconds.
+        limit_s: u64,
+    },
+    /// It ran as long as a job may.
+    #[error("the job ran {limit_s} s, the longest that is allowed, and was not done")]
+    RanTooLong {
+        /// The limit in seconds.
+        limit_s: u64,
+    },
+    /// The device is in a state that only a new process gets out of.
+    #[error("the device is lost: {0}")]
+    DeviceLost(String),
     /// The server is stopping and starts no further job.
     #[error("the server is shutting down")]
     Stopping,
@@ -40,6 +55,20 @@ impl EngineError {
 /// How CUDA, its libraries and the operating system spell it.
 const OUT_OF_MEMORY: [&str; 4] = ["out of memory", "out_of_memory", "outofmemory", "alloc_failed"];
 
+/// CUDA's errors after which the process can use the device no more: 214, 700, 702, 710 and 714 to 719.
+const DEVICE_LOST: [&str; 10] = [
+    "ecc_uncorrectable",
+    "illegal_address",
+    "launch_timeout",
+    "cuda_error_assert",
+    "hardware_stack_error",
+    "illegal_instruction",
+    "misaligned_address",
+    "invalid_address_space",
+    "invalid_pc",
+    "launch_failed",
+];
+
 impl From<aquatint_models::Error> for EngineError {
     fn from(error: aquatint_models::Error) -> Self {
         use aquatint_models::Error;
@@ -50,8 +79,14 @@ impl From<aquatint_models::Error> for EngineError {
             other => {
                 let text = other.to_string();
                 let lower = text.to_lowercase();
-                let memory = OUT_OF_MEMORY.iter().any(|words| lower.contains(words));
-                if memory { Self::OutOfMemory(text) } else { Self::Failed(text) }
+                let says = |words: &[&str]| words.iter().any(|word| lower.contains(word));
+                if says(&DEVICE_LOST) {
+                    Self::DeviceLost(text)
+                } else if says(&OUT_OF_MEMORY) {
+                    Self::OutOfMemory(text)
+                } else {
+                    Self::Failed(text)
+                }
             }
         }
     }
@@ -69,6 +104,9 @@ mod tests {
         let memory = r#"DriverError(CUDA_ERROR_OUT_OF_MEMORY, "out of memory")"#;
         assert!(matches!(cuda(memory), EngineError::OutOfMemory(_)));
         assert!(matches!(cuda("CUBLAS_STATUS_ALLOC_FAILED"), EngineError::OutOfMemory(_)));
-        assert!(matches!(cuda("CUDA_ERROR_LAUNCH_FAILED"), EngineError::Failed(_)));
+        assert!(matches!(cuda("CUDA_ERROR_LAUNCH_FAILED"), EngineError::DeviceLost(_)));
+        let ecc = r#"DriverError(CUDA_ERROR_ECC_UNCORRECTABLE, "uncorrectable ECC error encountered")"#;
+        assert!(matches!(cuda(ecc), EngineError::DeviceLost(_)));
+        assert!(matches!(cuda("CUDA_ERROR_INVALID_VALUE"), EngineError::Failed(_)));
     }
 }

@@ -1,14 +1,27 @@
-//! The thread that owns the device, and what it does with a job.
+//! The thread that owns the device, and what it does with jobs: [`scheduler`] is its loop, [`order`] says whose turn it
+//! is, [`task`] what a job needs next, [`registry`] which model and LoRAs are loaded for it.
 
 pub mod backend;
 pub mod error;
+mod estimate;
+mod fault;
+mod handle;
 pub mod job;
+pub mod meter;
+mod order;
 pub mod pipeline;
+pub mod progress;
 pub mod recipe;
-mod thread;
+mod registry;
+mod scheduler;
+mod task;
+mod watchdog;
 
 pub use aquatint_models::pipeline::{GenerationRequest, LoraChoice, Mode, ModelInfo};
 pub use backend::{Backend, Denoising};
 pub use error::EngineError;
-pub use job::{Job, JobSource, Picture, Reply, Work, make};
-pub use thread::{Engine, Phase, Running, Status};
+pub use handle::{Engine, EngineSettings, ModelStatus, Phase, Running, Status};
+pub use job::{Choose, Job, JobSource, Picture, Reply, Seat, Waited, Work, make};
+pub use meter::Meter;
+pub use progress::{JobPhase, Observer, Progress};
+pub use registry::ModelEntry;

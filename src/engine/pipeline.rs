@@ -57,12 +57,31 @@ impl Backend for PipelineBackend {
         Ok(self.pipeline.start(request)?)
     }
 
-    fn step(&self, denoising: &mut Self::Denoising) -> Result<(), EngineError> {
-        Ok(self.pipeline.step(denoising)?)
+    fn step(&self, batch: &mut [&mut Self::Denoising]) -> Result<(), EngineError> {
+        Ok(self.pipeline.step_together(batch)?)
     }
 
-    fn decode(&self, denoising: &Self::Denoising) -> Result<RgbImage, EngineError> {
-        Ok(self.pipeline.decode(denoising)?)
+    fn decode(&self, denoising: &Self::Denoising, sparing: bool) -> Result<RgbImage, EngineError> {
+        Ok(match sparing {
+            true => self.pipeline.decode_tiled(denoising)?,
+            false => self.pipeline.decode(denoising)?,
+        })
+    }
+
+    fn preview(&self, denoising: &Self::Denoising) -> Result<Option<RgbImage>, EngineError> {
+        Ok(Some(self.pipeline.preview(denoising)?))
+    }
+
+    fn free_memory(&self) {
+        self.pipeline.free_memory();
+    }
+
+    fn weight_bytes(&self) -> u64 {
+        self.pipeline.weight_bytes()
+    }
+
+    fn prompt_cache(&self) -> (u64, u64) {
+        self.pipeline.prompt_counts()
     }
 }
 
@@ -73,5 +92,9 @@ impl Denoising for pipeline::Denoising {
 
     fn position(&self) -> usize {
         self.position()
+    }
+
+    fn joins(&self, other: &Self) -> bool {
+        self.joins(other)
     }
 }

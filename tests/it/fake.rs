@@ -15,6 +15,7 @@ pub(crate) struct Script {
     pub(crate) load_error: Option<EngineError>,
     pub(crate) step_time: Duration,
     pub(crate) caption_time: Duration,
+    pub(crate) merge_time: Duration,
     pub(crate) caption_error: Option<EngineError>,
     pub(crate) native_size_px: usize,
     pub(crate) guidance_scale: f64,
@@ -23,6 +24,27 @@ pub(crate) struct Script {
     pub(crate) captioned: Arc<AtomicUsize>,
     pub(crate) steps_taken: Arc<AtomicUsize>,
     pub(crate) decoded: Arc<AtomicUsize>,
+    /// What goes wrong in one of the calls of the model, counted from 0 over all that are made.
+    pub(crate) fault: Option<(usize, Broken)>,
+    pub(crate) calls: Arc<AtomicUsize>,
+    /// What each further picture in a step adds to its time, in parts of `step_time`.
+    pub(crate) batch_cost: f64,
+    /// The seeds of each step, in the order of the steps.
+    pub(crate) steps: Arc<Mutex<Vec<Vec<u64>>>>,
+    pub(crate) loads: Arc<AtomicUsize>,
+    pub(crate) previews: Arc<AtomicUsize>,
+    pub(crate) freed: Arc<AtomicUsize>,
+}
+
+/// A way in which a call of the model goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Broken {
+    Error,
+    Memory,
+    Panic,
+    NotFinite,
+    Hang(Duration),
+    Lost,
 }
 
 impl Default for Script {
@@ -32,6 +54,7 @@ impl Default for Script {
             load_error: None,
             step_time: Duration::ZERO,
             caption_time: Duration::ZERO,
+            merge_time: Duration::ZERO,
             caption_error: None,
             native_size_px: 1024,
             guidance_scale: 5.0,
@@ -40,6 +63,13 @@ impl Default for Script {
             captioned: Arc::default(),
             steps_taken: Arc::default(),
             decoded: Arc::default(),
+            fault: None,
+            calls: Arc::default(),
+            batch_cost: 1.0,
+            steps: Arc::default(),
+            loads: Arc::default(),
+            previews: Arc::default(),
+            freed: Arc::default(),
         }
     }
 }
@@ -47,6 +77,7 @@ impl Default for Script {
 impl Script {
     pub(crate) fn load(self) -> Result<Fake, EngineError> {
         std::thread::sleep(self.load_time);
+        self.loads.fetch_add(1, Ordering::SeqCst);
         match self.load_error.clone() {
             Some(error) => Err(error),
             None => Ok(Fake { script: self, lcm: false }),
@@ -57,6 +88,30 @@ impl Script {
         self.seen.lock().unwrap().clone()
     }
 
+    /// One call of the model: it may be the one that goes wrong.
+    fn call(&self) -> Result<(), EngineError> {
+        let call = self.calls.fetch_add(1, Ordering::SeqCst);
+        match self.fault.filter(|(at, _)| *at == call).map(|(_, broken)| broken) {
+            None => Ok(()),
+            Some(Broken::Error) => Err(EngineError::Failed("it does not work".into())),
+            Some(Broken::Memory) => Err(EngineError::OutOfMemory("CUDA_ERROR_OUT_OF_MEMORY".into())),
+            Some(Broken::Panic) => panic!("as the script says"),
+            Some(Broken::NotFinite) => Err(EngineError::Failed("the latents are not finite".into())),
+            Some(Broken::Lost) => Err(EngineError::DeviceLost("CUDA_ERROR_LAUNCH_FAILED".into())),
+            Some(Broken::Hang(time)) => {
+                std::thread::sleep(time);
+                Ok(())
+            }
+        }
+    }
+
+    /// The pixel that a picture of this seed has after so many steps, however they were made.
+    pub(crate) fn pixel(seed: u64, steps: usize) -> [u8; 3] {
+        let state = (0..steps).fold(seed, |state, _| next(state));
+        let [.., a, b, c] = state.to_be_bytes();
+        [a, b, c]
+    }
+
     pub(crate) fn captioned(&self) -> usize {
         self.captioned.load(Ordering::SeqCst)
     }
@@ -64,6 +119,11 @@ impl Script {
     pub(crate) fn steps_taken(&self) -> usize {
         self.steps_taken.load(Ordering::SeqCst)
     }
+}
+
+/// Latents after one more step.
+fn next(state: u64) -> u64 {
+    state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407).rotate_left(17)
 }
 
 pub(crate) struct Fake {
@@ -76,6 +136,7 @@ pub(crate) struct FakeDenoising {
     position: usize,
     size: (u32, u32),
     seed: u64,
+    latents: u64,
 }
 
 impl Denoising for FakeDenoising {
@@ -85,6 +146,10 @@ impl Denoising for FakeDenoising {
 
     fn position(&self) -> usize {
         self.position
+    }
+
+    fn joins(&self, other: &Self) -> bool {
+        self.size == other.size
     }
 }
 
@@ -107,6 +172,8 @@ impl Backend for Fake {
     }
 
     fn set_loras(&mut self, loras: &[LoraChoice]) -> Result<(), EngineError> {
+        self.script.call()?;
+        std::thread::sleep(self.script.merge_time);
         self.script.loras.lock().unwrap().push(loras.to_vec());
         self.lcm = loras.iter().any(|l| l.lcm);
         match loras.iter().find(|l| l.path.ends_with("misfit.safetensors")) {
@@ -120,6 +187,7 @@ impl Backend for Fake {
 
     /// The fake sees sizes alone.
     fn caption(&self, image: &RgbImage) -> Result<String, EngineError> {
+        self.script.call()?;
         std::thread::sleep(self.script.caption_time);
         self.script.captioned.fetch_add(1, Ordering::SeqCst);
         match &self.script.caption_error {
@@ -129,6 +197,7 @@ impl Backend for Fake {
     }
 
     fn start(&self, request: &GenerationRequest) -> Result<FakeDenoising, EngineError> {
+        self.script.call()?;
         self.script.seen.lock().unwrap().push(request.clone());
         match request.prompt.as_str() {
             "!invalid" => return Err(EngineError::Invalid("this cannot be painted".into())),
@@ -143,19 +212,43 @@ impl Backend for Fake {
             position: 0,
             size: (side(request.width), side(request.height)),
             seed: request.seed,
+            latents: request.seed,
         })
     }
 
-    fn step(&self, denoising: &mut FakeDenoising) -> Result<(), EngineError> {
-        std::thread::sleep(self.script.step_time);
-        self.script.steps_taken.fetch_add(1, Ordering::SeqCst);
-        denoising.position += 1;
+    fn step(&self, batch: &mut [&mut FakeDenoising]) -> Result<(), EngineError> {
+        let script = &self.script;
+        script.call()?;
+        let further = (batch.len() - 1) as f64 * script.batch_cost;
+        std::thread::sleep(script.step_time.mul_f64(1.0 + further));
+        script.steps_taken.fetch_add(batch.len(), Ordering::SeqCst);
+        script.steps.lock().unwrap().push(batch.iter().map(|denoising| denoising.seed).collect());
+        for denoising in batch {
+            denoising.position += 1;
+            denoising.latents = next(denoising.latents);
+        }
         Ok(())
     }
 
-    fn decode(&self, denoising: &FakeDenoising) -> Result<RgbImage, EngineError> {
+    fn decode(&self, denoising: &FakeDenoising, _sparing: bool) -> Result<RgbImage, EngineError> {
+        self.script.call()?;
         self.script.decoded.fetch_add(1, Ordering::SeqCst);
         let [.., a, b, c] = denoising.seed.to_be_bytes();
-        Ok(RgbImage::from_pixel(denoising.size.0, denoising.size.1, Rgb([a, b, c])))
+        let (width, height) = denoising.size;
+        let mut image = RgbImage::from_pixel(width, height, Rgb([a, b, c]));
+        // The seed everywhere, and in the last pixel what the steps have made of it.
+        let [.., a, b, c] = denoising.latents.to_be_bytes();
+        image.put_pixel(width - 1, height - 1, Rgb([a, b, c]));
+        Ok(image)
+    }
+
+    fn preview(&self, denoising: &FakeDenoising) -> Result<Option<RgbImage>, EngineError> {
+        self.script.previews.fetch_add(1, Ordering::SeqCst);
+        let [.., a, b, c] = denoising.latents.to_be_bytes();
+        Ok(Some(RgbImage::from_pixel(1, 1, Rgb([a, b, c]))))
+    }
+
+    fn free_memory(&self) {
+        self.script.freed.fetch_add(1, Ordering::SeqCst);
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use aquatint::api::cors::Origins;
 use aquatint::api::{App, LoraRegistry, router, server};
-use aquatint::engine::{Engine, LoraChoice};
+use aquatint::engine::{Engine, EngineSettings, LoraChoice, ModelEntry};
 use aquatint::queue::{JobQueue, LocalQueue};
 use aquatint::settings::{Cli, Command};
 use axum::body::{Body, to_bytes};
@@ -49,8 +49,9 @@ impl Setup {
         let queue = LocalQueue::new(args.queue_size);
         let script = self.script.clone();
         let lcm = self.always.iter().any(|l| l.lcm);
-        let (engine, _thread) =
-            Engine::spawn(move || script.load(), self.always, Arc::new(queue.clone())).unwrap();
+        let model = ModelEntry::new("fake", move || script.clone().load()).with_loras(self.always);
+        let settings = EngineSettings::default();
+        let (engine, _thread) = Engine::spawn(vec![model], Arc::new(queue.clone()), settings).unwrap();
         let app = App {
             queue: Arc::new(queue.clone()),
             engine,

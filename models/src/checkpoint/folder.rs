@@ -88,17 +88,29 @@ impl ModelFolder {
 
     /// The weights of a component. `dtype`: what matrices are held in; `None` chooses by size.
     pub fn weights(&self, component: &str, dtype: Option<DType>, device: &Device) -> Result<Weights> {
-        let folder = match self {
-            Self::Disk(root) => root.join(component),
-            Self::Embedded(files) => return embedded(files, component, dtype, device),
-        };
-        let paths = match WEIGHTS.iter().find(|name| folder.join(name).is_file()) {
-            Some(name) => vec![folder.join(name)],
-            None => self.shards(component)?,
-        };
-        let bytes: u64 = paths.iter().filter_map(|p| p.metadata().ok()).map(|m| m.len()).sum();
+        if let Self::Embedded(files) = self {
+            return embedded(files, component, dtype, device);
+        }
+        let paths = self.weight_files(component)?;
+        let bytes = bytes(&paths);
         let dtype = dtype.or((bytes < WIDEN_BELOW_BYTES).then_some(DType::F32));
         Weights::open(component, &paths, dtype, device)
+    }
+
+    fn weight_files(&self, component: &str) -> Result<Vec<PathBuf>> {
+        let folder = self.path(component);
+        match WEIGHTS.iter().find(|name| folder.join(name).is_file()) {
+            Some(name) => Ok(vec![folder.join(name)]),
+            None => self.shards(component),
+        }
+    }
+
+    /// Bytes of a component's weights in their files; 0 where it has none.
+    pub fn weight_bytes(&self, component: &str) -> u64 {
+        match self {
+            Self::Disk(_) => self.weight_files(component).map_or(0, |paths| bytes(&paths)),
+            Self::Embedded(_) => 0,
+        }
     }
 
     /// The files of a sharded component, from its `*.safetensors.index.json`.
@@ -154,4 +166,8 @@ fn embedded(
     };
     let file = SafetensorsFile::from_bytes(&format!("{}{file}", builtin::PREFIX), *bytes)?;
     Weights::from_files(component, vec![file], dtype.or(Some(DType::F32)), device)
+}
+
+fn bytes(paths: &[PathBuf]) -> u64 {
+    paths.iter().filter_map(|p| p.metadata().ok()).map(|m| m.len()).sum()
 }

@@ -46,6 +46,43 @@ pub struct UnetContext {
     guidance: Option<Tensor>,
 }
 
+impl UnetContext {
+    /// Whether the samples of both can go through the UNet in one batch: equally many tokens, the same inputs.
+    pub fn joins(&self, other: &Self) -> bool {
+        let tokens = |c: &Self| c.prompt.iter().flatten().next().map(|(keys, _)| keys.dims()[1]);
+        tokens(self) == tokens(other)
+            && self.added.is_some() == other.added.is_some()
+            && self.guidance.is_some() == other.guidance.is_some()
+    }
+
+    /// All samples of several contexts, in their order.
+    ///
+    /// # Errors
+    /// Where they do not [join](Self::joins), or there is none.
+    pub fn cat(contexts: &[&Self]) -> Result<Self> {
+        let (Some(first), true) = (contexts.first(), contexts.iter().all(|c| c.joins(contexts[0]))) else {
+            return Err(Error::invalid("contexts of different shapes cannot be joined"));
+        };
+        let cat = |part: &dyn Fn(&Self) -> Option<&Tensor>| -> Result<Option<Tensor>> {
+            let parts: Vec<&Tensor> = contexts.iter().filter_map(|c| part(c)).collect();
+            Ok(if parts.is_empty() { None } else { Some(Tensor::cat(&parts, 0)?) })
+        };
+        let key_value = |transformer: usize, block: usize| -> Result<KeyValue> {
+            let of = |c: &Self| c.prompt[transformer][block].clone();
+            let (keys, values): (Vec<_>, Vec<_>) = contexts.iter().map(|c| of(c)).unzip();
+            Ok((Tensor::cat(&keys, 0)?, Tensor::cat(&values, 0)?))
+        };
+        let transformer = |(t, blocks): (usize, &Vec<KeyValue>)| -> Result<Vec<KeyValue>> {
+            (0..blocks.len()).map(|b| key_value(t, b)).collect()
+        };
+        Ok(Self {
+            prompt: first.prompt.iter().enumerate().map(transformer).collect::<Result<_>>()?,
+            added: cat(&|c| c.added.as_ref())?,
+            guidance: cat(&|c| c.guidance.as_ref())?,
+        })
+    }
+}
+
 /// Two linear layers with a SiLU between.
 #[derive(Debug)]
 struct Embedding {

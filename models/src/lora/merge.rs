@@ -17,6 +17,11 @@ pub struct MergedLoras {
 }
 
 impl MergedLoras {
+    /// Whether a component differs from its checkpoint.
+    pub fn changes(&self, target: Target) -> bool {
+        self.layers.iter().any(|(changed, _)| *changed == target)
+    }
+
     /// Makes the weights "base + these LoRAs, in this order", whatever was merged before.
     ///
     /// Each changed layer is computed from its base, which is read from the checkpoint again, and written once; a

@@ -4,6 +4,7 @@ use candle_core::{DType, Tensor};
 
 use super::{Family, GenerationRequest, MicroConditioning, Pipeline, Refiner};
 use crate::denoiser::{AddedConditioning, Conditioning, UnetContext};
+use crate::text::cache::PromptKey;
 use crate::text::encoder::encode;
 use crate::text::{Encoded, HiddenStates, Prompt, TextEncoder};
 use crate::{Error, Result};
@@ -21,7 +22,7 @@ impl Pipeline {
         size: (usize, usize),
     ) -> Result<UnetContext> {
         let encoders: Vec<&TextEncoder> = self.text_encoder.iter().chain(&self.text_encoder_2).collect();
-        let Encoded { hidden, pooled } = self.encode(&encoders, request, guided)?;
+        let Encoded { hidden, pooled } = self.encode(0, &encoders, request, guided)?;
         let added = match self.info.family {
             Family::Sd15 | Family::Sd21 => None,
             Family::Sdxl => {
@@ -44,14 +45,16 @@ impl Pipeline {
         guided: bool,
         size: (usize, usize),
     ) -> Result<UnetContext> {
-        let Encoded { hidden, pooled } = self.encode(&[&refiner.text_encoder_2], request, guided)?;
+        let Encoded { hidden, pooled } = self.encode(1, &[&refiner.text_encoder_2], request, guided)?;
         let added = added(pooled, aesthetic_ids(&request.micro_conditioning, size, guided))?;
         refiner.unet.context(&Conditioning { prompt_embeds: hidden, added: Some(added), guidance: None })
     }
 
-    /// Encodes the negative prompt (where `guided`) and the prompt with every encoder.
+    /// Encodes the negative prompt (where `guided`) and the prompt with every encoder. `set` is 0 for the base model's
+    /// encoders and 1 for the refiner's.
     fn encode(
         &self,
+        set: usize,
         encoders: &[&TextEncoder],
         request: &GenerationRequest,
         guided: bool,
@@ -64,7 +67,11 @@ impl Pipeline {
             Family::Sd15 | Family::Sd21 => HiddenStates::Final,
             Family::Sdxl | Family::SdxlRefiner => HiddenStates::Penultimate,
         };
-        let Encoded { hidden, pooled } = encode(encoders, &prompts, states)?;
+        let key = PromptKey {
+            encoders: set,
+            prompts: prompts.iter().map(|p| (p.text.to_owned(), p.clip_skip)).collect(),
+        };
+        let Encoded { hidden, pooled } = self.prompts.get(key, || encode(encoders, &prompts, states))?;
         if !zeros {
             return Ok(Encoded { hidden, pooled });
         }

@@ -3,7 +3,7 @@
 use candle_core::{D, Tensor};
 
 use super::Pipeline;
-use crate::denoiser::{UNet2DCondition, UnetContext};
+use crate::denoiser::UnetContext;
 use crate::noise::TorchGenerator;
 use crate::sampler::Sampler;
 use crate::{Error, Result};
@@ -15,6 +15,8 @@ pub struct Denoising {
     pub(super) width: u32,
     pub(super) height: u32,
     pub(super) latents: Tensor,
+    /// What the last model output says the latents will be in the end, for previews.
+    pub(super) denoised: Option<Tensor>,
     pub(super) noise: TorchGenerator,
     pub(super) stage: Stage,
     pub(super) refiner: Option<Stage>,
@@ -73,46 +75,121 @@ impl Pipeline {
     /// Runs the denoiser once and moves the latents one step on.
     ///
     /// # Errors
-    /// [`Error::NotFinite`] if the latents are no numbers any more, which would decode to a black picture.
+    /// [`Error::NotFinite`] if the latents would be no numbers any more, which would decode to a black picture.
     pub fn step(&self, denoising: &mut Denoising) -> Result<()> {
-        if denoising.stage.sampler.is_done() {
-            match denoising.refiner.take() {
-                Some(refiner) => denoising.stage = refiner,
-                None => return Ok(()),
-            }
+        self.step_together(&mut [denoising])
+    }
+
+    /// Moves each of these one step on, with one run of the denoiser where they [join](Denoising::joins). Each keeps
+    /// its own timestep, guidance, sampler and noise.
+    ///
+    /// # Errors
+    /// As [`Self::step`], for the first of them that has one. Those whose position has not moved are as they were.
+    pub fn step_together(&self, batch: &mut [&mut Denoising]) -> Result<()> {
+        for denoising in batch.iter_mut() {
+            denoising.next_stage();
         }
-        let Denoising { latents, noise, stage, inpaint, .. } = denoising;
-        let unet = match (&self.refiner, stage.refining) {
+        let mut batch: Vec<&mut Denoising> =
+            batch.iter_mut().filter(|d| !d.is_done()).map(|d| &mut **d).collect();
+        if batch.iter().any(|d| !d.joins(batch[0])) {
+            return batch.into_iter().try_for_each(|denoising| self.step(denoising));
+        }
+        let outputs = self.predict(&batch)?;
+        batch.iter_mut().zip(outputs).try_for_each(|(denoising, output)| denoising.advance(&output))
+    }
+
+    /// The model output of each for its next timestep, guided where it is to be. All of them join.
+    fn predict(&self, batch: &[&mut Denoising]) -> Result<Vec<Tensor>> {
+        let Some(first) = batch.first() else { return Ok(Vec::new()) };
+        let unet = match (&self.refiner, first.stage.refining) {
             (Some(refiner), true) => &refiner.unet,
             _ => &self.unet,
         };
-        let model_output = stage.predict(unet, latents, inpaint.as_ref())?;
-        *latents = stage.sampler.step(&model_output, latents, noise)?;
+        let (mut inputs, mut timesteps) = (Vec::new(), Vec::new());
+        for denoising in batch {
+            let (input, t) = denoising.input()?;
+            for _ in 0..denoising.stage.samples() {
+                inputs.push(input.clone());
+                timesteps.push(t);
+            }
+        }
+        let inputs = if inputs.len() == 1 { inputs.remove(0) } else { Tensor::cat(&inputs, 0)? };
+        let outputs = match batch.len() {
+            1 => unet.forward(&inputs, &timesteps, &first.stage.context)?,
+            _ => {
+                let contexts: Vec<_> = batch.iter().map(|d| &d.stage.context).collect();
+                unet.forward(&inputs, &timesteps, &UnetContext::cat(&contexts)?)?
+            }
+        };
+        let mut at = 0;
+        let output = |denoising: &&mut Denoising| {
+            let samples = denoising.stage.samples();
+            let own = outputs.narrow(0, at, samples)?;
+            at += samples;
+            denoising.stage.guide(&own)
+        };
+        batch.iter().map(output).collect()
+    }
+}
+
+impl Denoising {
+    /// Whether both can go through the denoiser in one batch: the same size, stage and number of tokens.
+    pub fn joins(&self, other: &Self) -> bool {
+        let extra = |d: &Self| matches!(d.inpaint, Some(Inpaint::Concatenate(_)));
+        self.latents.dims() == other.latents.dims()
+            && self.stage.refining == other.stage.refining
+            && extra(self) == extra(other)
+            && self.stage.context.joins(&other.stage.context)
+    }
+
+    /// Goes on to the refiner where the base model is done.
+    fn next_stage(&mut self) {
+        if self.stage.sampler.is_done()
+            && let Some(refiner) = self.refiner.take()
+        {
+            self.stage = refiner;
+        }
+    }
+
+    /// What the denoiser sees, and the timestep it is told.
+    fn input(&self) -> Result<(Tensor, f64)> {
+        let sampler = &self.stage.sampler;
+        let input = sampler.scale_model_input(&self.latents)?;
+        let input = match &self.inpaint {
+            Some(Inpaint::Concatenate(extra)) => Tensor::cat(&[&input, extra], D::Minus1)?,
+            _ => input,
+        };
+        Ok((input, sampler.timesteps()[sampler.position()]))
+    }
+
+    /// Moves the latents one step on.
+    fn advance(&mut self, model_output: &Tensor) -> Result<()> {
+        let Self { latents, noise, stage, inpaint, .. } = self;
+        let denoised = stage.sampler.denoised(model_output, latents)?;
+        let mut next = stage.sampler.step(model_output, latents, noise)?;
         if let Some(Inpaint::Blend { mask, image_latents, noise }) = inpaint {
-            *latents = stage.put_back(latents, mask, image_latents, noise)?;
+            next = stage.put_back(&next, mask, image_latents, noise)?;
         }
-        denoising.done += 1;
-        if !latents.abs()?.sum_all()?.to_scalar::<f32>()?.is_finite() {
-            return Err(Error::NotFinite { step: denoising.done });
+        if !next.abs()?.sum_all()?.to_scalar::<f32>()?.is_finite() {
+            return Err(Error::NotFinite { step: self.done + 1 });
         }
+        (self.latents, self.denoised) = (next, Some(denoised));
+        self.done += 1;
         Ok(())
     }
 }
 
 impl Stage {
-    /// The model output for the next timestep, guided where it is to be.
-    fn predict(&self, unet: &UNet2DCondition, latents: &Tensor, inpaint: Option<&Inpaint>) -> Result<Tensor> {
-        let mut input = self.sampler.scale_model_input(latents)?;
-        if let Some(Inpaint::Concatenate(extra)) = inpaint {
-            input = Tensor::cat(&[&input, extra], D::Minus1)?;
-        }
-        let t = self.sampler.timesteps()[self.sampler.position()];
-        let Some(scale) = self.guidance_scale else {
-            return unet.forward(&input, &[t], &self.context);
-        };
-        let both = unet.forward(&Tensor::cat(&[&input, &input], 0)?, &[t, t], &self.context)?;
+    /// Runs of the denoiser a step: the negative prompt's and the prompt's, or the prompt's alone.
+    fn samples(&self) -> usize {
+        if self.guidance_scale.is_some() { 2 } else { 1 }
+    }
+
+    /// The model output from those of the negative prompt and the prompt.
+    fn guide(&self, outputs: &Tensor) -> Result<Tensor> {
+        let Some(scale) = self.guidance_scale else { return Ok(outputs.clone()) };
         // negative + scale * (prompt - negative)
-        let (negative, prompt) = (both.narrow(0, 0, 1)?, both.narrow(0, 1, 1)?);
+        let (negative, prompt) = (outputs.narrow(0, 0, 1)?, outputs.narrow(0, 1, 1)?);
         Ok(aquatint_kernels::weighted_sum(&[(1.0 - scale, &negative), (scale, &prompt)])?)
     }
 

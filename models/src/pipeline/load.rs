@@ -1,6 +1,7 @@
 //! Reading a model folder into a [`Pipeline`].
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use candle_core::{DType, Device};
 use serde::Deserialize;
@@ -11,8 +12,9 @@ use crate::denoiser::{UNet2DCondition, UnetConfig};
 use crate::sampler::SamplerSettings;
 use crate::schedule::SchedulerConfig;
 use crate::text::TextEncoder;
+use crate::text::cache::PromptCache;
 use crate::text::textual_inversion::TextualInversion;
-use crate::vae::AutoencoderKl;
+use crate::vae::{AutoencoderKl, AutoencoderKlConfig};
 use crate::{Error, Result};
 
 /// Where a model comes from.
@@ -106,10 +108,7 @@ impl Pipeline {
     /// Names the file that is missing, malformed or does not fit its config.
     pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<Self> {
         let device = device(options.device)?;
-        let folder = match source {
-            ModelSource::Builtin => builtin::folder(),
-            ModelSource::Folder(path) => ModelFolder::open(path)?,
-        };
+        let folder = source.folder()?;
         let index: ModelIndex = folder.json("model_index.json")?;
         let dtype = options.precision.dtype();
         let unet = unet(&folder, options.unet.as_deref(), dtype, &device)?;
@@ -145,24 +144,10 @@ impl Pipeline {
             .as_ref()
             .map(|path| refiner(path, family, options, dtype, &device))
             .transpose()?;
-        let lcm = scheduler.class_name.as_deref() == Some("LCMScheduler");
-        let (steps, guidance) = match family {
-            _ if lcm => (4, 8.5),
-            Family::Sd15 | Family::Sd21 => (50, 7.5),
-            Family::Sdxl | Family::SdxlRefiner => (50, 5.0),
-        };
-        let multiple_px = vae.downscale();
+        let info = info(&folder, &index, family, unet.config(), &scheduler, vae.downscale())?;
         let info = ModelInfo {
-            name: folder.name(),
-            family,
-            native_size_px: unet.config().native_latent_size() * multiple_px,
-            multiple_px,
-            num_inference_steps: index.default_num_inference_steps.unwrap_or(steps),
-            guidance_scale: index.default_guidance_scale.unwrap_or(guidance),
-            scheduler: SamplerSettings::from_config(&scheduler)?.kind().class_name().to_owned(),
             device: if device.is_cpu() { "cpu".to_owned() } else { "cuda:0".to_owned() },
-            inpainting_unet: unet.config().in_channels == 9,
-            random_weights: *source == ModelSource::Builtin && !builtin::TRAINED,
+            ..info
         };
         Ok(Self {
             info,
@@ -179,8 +164,72 @@ impl Pipeline {
             loras: Default::default(),
             lcm: false,
             refiner,
+            prompts: PromptCache::new(PROMPTS_KEPT),
+            preview: OnceLock::new(),
+            weight_bytes: weight_bytes(&folder),
         })
     }
+
+    /// What a model would be and, from its files, about how much memory its weights would take. Only its configs are
+    /// read; the device is left empty.
+    ///
+    /// # Errors
+    /// As [`Self::load`], as far as the configs are concerned.
+    pub fn describe(source: &ModelSource) -> Result<(ModelInfo, u64)> {
+        let folder = source.folder()?;
+        let index: ModelIndex = folder.json("model_index.json")?;
+        let unet: UnetConfig = folder.json("unet/config.json")?;
+        let vae: AutoencoderKlConfig = folder.json("vae/config.json")?;
+        let family = family(&folder, &index, &unet)?;
+        let scheduler = scheduler(&folder, family)?;
+        let info = info(&folder, &index, family, &unet, &scheduler, vae.downscale())?;
+        Ok((info, weight_bytes(&folder)))
+    }
+}
+
+impl ModelSource {
+    fn folder(&self) -> Result<ModelFolder> {
+        match self {
+            Self::Builtin => Ok(builtin::folder()),
+            Self::Folder(path) => ModelFolder::open(path),
+        }
+    }
+}
+
+/// Prompts whose encoding is kept. SDXL's take about 1 MB each.
+const PROMPTS_KEPT: usize = 64;
+
+fn weight_bytes(folder: &ModelFolder) -> u64 {
+    ["unet", "vae", "text_encoder", "text_encoder_2"].iter().map(|part| folder.weight_bytes(part)).sum()
+}
+
+/// What a model is, but for the device.
+fn info(
+    folder: &ModelFolder,
+    index: &ModelIndex,
+    family: Family,
+    unet: &UnetConfig,
+    scheduler: &SchedulerConfig,
+    multiple_px: usize,
+) -> Result<ModelInfo> {
+    let lcm = scheduler.class_name.as_deref() == Some("LCMScheduler");
+    let (steps, guidance) = match family {
+        _ if lcm => (4, 8.5),
+        Family::Sd15 | Family::Sd21 => (50, 7.5),
+        Family::Sdxl | Family::SdxlRefiner => (50, 5.0),
+    };
+    Ok(ModelInfo {
+        name: folder.name(),
+        family,
+        native_size_px: unet.native_latent_size() * multiple_px,
+        multiple_px,
+        num_inference_steps: index.default_num_inference_steps.unwrap_or(steps),
+        guidance_scale: index.default_guidance_scale.unwrap_or(guidance),
+        scheduler: SamplerSettings::from_config(scheduler)?.kind().class_name().to_owned(),
+        device: String::new(),
+        inpainting_unet: unet.in_channels == 9,
+        random_weights: matches!(folder, ModelFolder::Embedded(_)) && !builtin::TRAINED,
+    })
 }
 
 /// The one place that opens a device.

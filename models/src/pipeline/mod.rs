@@ -7,10 +7,12 @@
 pub mod conditioning;
 pub mod denoising;
 pub mod load;
+mod preview;
 pub mod request;
 mod start;
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use candle_core::{Device, IndexOp};
 use image::RgbImage;
@@ -23,6 +25,7 @@ use crate::denoiser::UNet2DCondition;
 use crate::lora::{LoraFile, LoraReport, MergedLoras, Target};
 use crate::schedule::SchedulerConfig;
 use crate::text::TextEncoder;
+use crate::text::cache::PromptCache;
 use crate::vae::AutoencoderKl;
 use crate::{Error, Result};
 
@@ -112,6 +115,9 @@ pub struct Pipeline {
     loras: MergedLoras,
     lcm: bool,
     refiner: Option<Refiner>,
+    prompts: PromptCache,
+    preview: OnceLock<preview::LatentToRgb>,
+    weight_bytes: u64,
 }
 
 /// SDXL's second stage: another UNet and text encoder over the same latents.
@@ -150,15 +156,45 @@ impl Pipeline {
         let mut targets = vec![(Target::Unet, self.unet.weights())];
         targets.extend(self.text_encoder.iter().map(|t| (Target::TextEncoder, t.weights())));
         targets.extend(self.text_encoder_2.iter().map(|t| (Target::TextEncoder2, t.weights())));
-        let reports = self.loras.set(&targets, &loras)?;
+        let in_text = |l: &MergedLoras| l.changes(Target::TextEncoder) || l.changes(Target::TextEncoder2);
+        let before = in_text(&self.loras);
+        let reports = self.loras.set(&targets, &loras);
+        if before || in_text(&self.loras) {
+            self.prompts.clear();
+        }
+        let reports = reports?;
         self.lcm = choices.iter().any(|c| c.lcm);
         Ok(reports)
     }
 
+    /// `(found, encoded)` of the prompts so far.
+    pub fn prompt_counts(&self) -> (u64, u64) {
+        self.prompts.counts()
+    }
+
+    /// Forgets what can be computed again.
+    pub fn free_memory(&self) {
+        self.prompts.clear();
+    }
+
+    /// What its weights take in their files, which is about what they take on the device.
+    pub fn weight_bytes(&self) -> u64 {
+        self.weight_bytes
+    }
+
     /// Makes the picture of finished latents, at the size that was asked for.
     pub fn decode(&self, denoising: &Denoising) -> Result<RgbImage> {
+        self.decode_with(denoising, self.vae_tiling)
+    }
+
+    /// The same in overlapping tiles: less memory, and seams that are blended.
+    pub fn decode_tiled(&self, denoising: &Denoising) -> Result<RgbImage> {
+        self.decode_with(denoising, true)
+    }
+
+    fn decode_with(&self, denoising: &Denoising, tiled: bool) -> Result<RgbImage> {
         let latents = self.vae.unscale_latents(&denoising.latents)?;
-        let pixels = match self.vae_tiling {
+        let pixels = match tiled {
             true => self.vae.decode_tiled(&latents, self.vae.config().tile_px())?,
             false => self.vae.decode(&latents)?,
         };

@@ -55,6 +55,7 @@ impl Pipeline {
             width: width as u32,
             height: height as u32,
             latents,
+            denoised: None,
             noise,
             stage: Stage { sampler, context, guidance_scale, refining: false },
             refiner,

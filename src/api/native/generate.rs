@@ -12,6 +12,7 @@ use super::{Wording, pictures, refusal, reply, sizes};
 use crate::api::App;
 use crate::api::fastapi::{ApiError, dict_body};
 use crate::engine::{ModelInfo, Work};
+use crate::queue::Caller;
 
 const MAX_BODY_BYTES: usize = 1 << 20;
 
@@ -24,7 +25,8 @@ const WORDING: Wording = Wording {
 pub async fn generate(State(app): State<App>, request: Request) -> Result<Json<Value>, ApiError> {
     let started = Instant::now();
     let form = Form::new(&dict_body(request, MAX_BODY_BYTES).await?, &app)?;
-    let place = app.queue.admit()?;
+    let cost = form.overrides.cost(form.overrides.num_images, Some(form.size), &app);
+    let place = app.queue.admit(&Caller::anonymous(), cost)?;
     let model = app.engine.model().await.map_err(|error| refusal(error, &WORDING))?;
     let work = form.work(&app, &model)?;
     let made = pictures(&app, place, work, &WORDING).await?;

@@ -10,6 +10,7 @@ use super::{Wording, pictures, refusal, sizes};
 use crate::api::App;
 use crate::api::fastapi::ApiError;
 use crate::engine::{ModelInfo, Phase, Work};
+use crate::queue::{Caller, Cost};
 
 /// What the server is doing. Answers at once, also while the model loads or paints.
 pub async fn health(State(app): State<App>) -> Json<Value> {
@@ -71,7 +72,8 @@ const WORDING: Wording = Wording {
 
 /// Makes one picture of the model's own size with the defaults and a fixed seed, and tells how long it took.
 pub async fn benchmark(State(app): State<App>) -> Result<Json<Value>, ApiError> {
-    let place = app.queue.admit()?;
+    let cost = Cost::of(1, None, default_steps(&app, app.lcm));
+    let place = app.queue.admit(&Caller::anonymous(), cost)?;
     let model = app.engine.model().await.map_err(|error| refusal(error, &WORDING))?;
     let mut request = GenerationRequest::new(BENCHMARK_PROMPT, 0);
     request.num_inference_steps = default_steps(&app, app.lcm);

@@ -49,6 +49,13 @@ fn refusal(error: EngineError, wording: &Wording) -> ApiError {
         EngineError::File { path, reason } => {
             failed(format!("{}: {reason}", path.file_name().unwrap_or_default().to_string_lossy()))
         }
+        error @ (EngineError::WaitedTooLong { .. } | EngineError::DeviceLost(_)) => {
+            let text = error.to_string();
+            ApiError { retry_after_s: Some(30), ..ApiError::new(StatusCode::SERVICE_UNAVAILABLE, text) }
+        }
+        error @ EngineError::RanTooLong { .. } => {
+            ApiError::new(StatusCode::GATEWAY_TIMEOUT, error.to_string())
+        }
         error @ (EngineError::Cancelled | EngineError::Failed(_)) => failed(error.to_string()),
     }
 }

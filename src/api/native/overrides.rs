@@ -9,6 +9,7 @@ use crate::api::App;
 use crate::api::fastapi::ApiError;
 use crate::engine::recipe::random_seed;
 use crate::engine::{LoraChoice, ModelInfo};
+use crate::queue::Cost;
 use crate::settings::{MAX_GUIDANCE_SCALE, MAX_IMAGES, MAX_STEPS};
 
 /// Steps beyond which an LCM-LoRA gains nothing.
@@ -18,7 +19,7 @@ const MAX_LORA_SCALE: f64 = 4.0;
 
 /// The fields of `config`, checked.
 pub(super) struct Overrides {
-    num_images: usize,
+    pub(super) num_images: usize,
     seed: u64,
     pub(super) strength: Option<f64>,
     pub(super) loras: Vec<LoraChoice>,
@@ -71,6 +72,12 @@ impl Overrides {
         request.guidance_scale = self.guidance_scale.or_else(guidance_scale);
         request.scheduler = self.scheduler.clone().or_else(|| default_scheduler(app, lcm));
         Ok(request)
+    }
+
+    /// What it is to be admitted at.
+    pub(super) fn cost(&self, pictures: usize, size: Option<(u32, u32)>, app: &App) -> Cost {
+        let lcm = app.lcm || self.loras.iter().any(|l| l.lcm);
+        Cost::of(pictures, size, self.steps.or(default_steps(app, lcm)))
     }
 
     /// As many of it as pictures are asked for, with seeds in a row.

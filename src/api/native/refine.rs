@@ -19,6 +19,7 @@ use crate::api::App;
 use crate::api::fastapi::{ApiError, dict_body};
 use crate::engine::{ModelInfo, Work};
 use crate::picture::{self, PictureError};
+use crate::queue::Caller;
 use crate::settings::{MAX_IMAGES, RefineMode};
 
 const MAX_BODY_BYTES: usize = 64 << 20;
@@ -41,7 +42,8 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 pub async fn refine(State(app): State<App>, request: Request) -> Result<Json<Value>, ApiError> {
     let started = Instant::now();
     let form = Form::new(&dict_body(request, MAX_BODY_BYTES).await?, &app)?;
-    let place = app.queue.admit()?;
+    let cost = form.overrides.cost(form.images.len(), None, &app);
+    let place = app.queue.admit(&Caller::anonymous(), cost)?;
     let model = app.engine.model().await.map_err(|error| refusal(error, &WORDING))?;
     let work = form.work(&app, &model).await?;
     let made = pictures(&app, place, work, &WORDING).await?;
@@ -89,6 +91,7 @@ impl Form {
                 requests: self.overrides.series(&first),
                 based_on: images,
                 loras: self.overrides.loras,
+                ..Work::default()
             },
         })
     }
