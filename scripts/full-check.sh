@@ -6,6 +6,11 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 scripts/test.sh
+echo '== real clients'
+scripts/clients.sh
+echo '== the page in a browser'
+cargo build --release --quiet
+scripts/page-check.mjs
 scripts/reference-env.sh
 echo '== fixtures, recorded again'
 export HF_HUB_OFFLINE=1
@@ -19,6 +24,8 @@ echo '== reliability, at full length'
 scripts/scoreboard.sh
 echo '== scheduling'
 cargo bench --quiet --bench scheduling
+echo '== scoreboard: connections, ends, bad input, names, CORS, logs'
+scripts/scoreboard-operations.sh
 echo '== side by side with PyTorch'
 benches/peers/side-by-side.sh
 echo '== memory of a full-width SDXL step'

@@ -8,7 +8,7 @@ use aquatint_models::pipeline::{self, LoadOptions, ModelSource, Pipeline};
 
 use super::Failure;
 use crate::engine::pipeline::PipelineBackend;
-use crate::engine::{EngineError, LoraChoice, ModelEntry};
+use crate::engine::{EngineError, LoraChoice, ModelEntry, Preset};
 use crate::settings::{DeviceChoice, ModelArgs, Precision, RefineMode, ServeArgs};
 
 /// What to load, and the LoRAs to merge into it.
@@ -31,7 +31,7 @@ impl Choice {
         }
         let source = source("--model", args.model.as_deref())?;
         let lcm = lcm_lora(args.lcm_lora.as_deref(), &source);
-        let lcm = lcm.map(|path| LoraChoice { path, scale: 1.0, lcm: true });
+        let lcm = lcm.map(|path| LoraChoice { path, scale: 1.0, preset: Some(Preset::LCM_LORA) });
         let loras: Vec<_> = args.lora.iter().cloned().chain(lcm).collect();
         for lora in &loras {
             weights_file("--lora", &lora.path)?;

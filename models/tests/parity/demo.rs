@@ -55,7 +55,7 @@ impl Recorded {
             Some(name) => {
                 let path = format!("{}lora/{name}.safetensors", builtin::PREFIX);
                 let scale = self.cases[case]["lora_scale"].as_f64().unwrap();
-                vec![LoraChoice { path: path.into(), scale, lcm: name == "lcm-lora" }]
+                vec![LoraChoice::new(path, scale)]
             }
         };
         for report in self.pipeline.set_loras(&loras).unwrap() {

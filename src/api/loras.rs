@@ -12,17 +12,22 @@ pub struct LoraRegistry {
 }
 
 impl LoraRegistry {
-    /// Every `*.safetensors` in a folder, under its name without the extension.
+    /// Every `*.safetensors` in a folder, under its name without the extension. Links that lead out of the folder are
+    /// left out: whoever may put a file there may not thereby read others.
     ///
     /// # Errors
     /// When the folder cannot be read.
     pub fn scan(folder: &Path) -> std::io::Result<Self> {
         let mut files = BTreeMap::new();
+        let root = folder.canonicalize()?;
         for entry in std::fs::read_dir(folder)? {
             let path = entry?.path();
             let is_lora = path.is_file() && path.extension().is_some_and(|e| e == "safetensors");
-            if let (true, Some(name)) = (is_lora, path.file_stem().and_then(|n| n.to_str())) {
+            let (true, Some(name)) = (is_lora, path.file_stem().and_then(|n| n.to_str())) else { continue };
+            if path.canonicalize()?.starts_with(&root) {
                 files.insert(name.to_owned(), path.clone());
+            } else {
+                tracing::warn!("--lora-dir: {} leads out of the folder and is left out", path.display());
             }
         }
         Ok(Self { files })
