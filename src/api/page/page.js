@@ -174,7 +174,7 @@ function asCurl({ job, index, seed }) {
   const { num_images, ...rest } = job.sent;
   const body = { ...rest, seed: seed ?? (rest.seed === undefined ? undefined : rest.seed + index) };
   return [
-    `id=$(curl -sS '${at("jobs")}' -H 'content-type: application/json' --data-binary @- <<'JSON' | sed 's/.*"id":"\\([^"]*\\)".*/\\1/'`,
+    `id=$(curl -sS '${at("jobs")}' -H 'content-type: application/json' --data-binary @- <<'JSON' | sed 's/.*"id": *"\\([^"]*\\)".*/\\1/'`,
     JSON.stringify(body, null, 2), "JSON", ")",
     `curl -fsS "${at("jobs")}/$id/images/0?wait=300" -o "aquatint-$id.png"`, "",
   ].join("\n");
