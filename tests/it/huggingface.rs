@@ -83,9 +83,8 @@ async fn every_parameter_reaches_the_model() {
     assert_eq!((request.seed, request.clip_skip), (77, 1));
     let merged = server.script.loras.lock().unwrap().pop().unwrap();
     assert_eq!(merged, [LoraChoice::new(folder.0.join("ink.safetensors"), 0.5)]);
-    let square =
-        asked(&server, &json!({"inputs": "a", "parameters": {"target_size": {"width": 32, "height": 24}}}));
-    let square = square.await;
+    let sized = json!({"inputs": "a", "parameters": {"target_size": {"width": 32, "height": 24}}});
+    let square = asked(&server, &sized).await;
     assert_eq!((square.width, square.height), (Some(32), Some(24)));
 }
 
