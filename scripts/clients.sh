@@ -29,11 +29,11 @@ run() {
     printf '%-28s' "$1"
     if timeout 600 "${@:2}" "$url"; then echo passed; else echo FAILED; failed=1; fi
 }
-python=.clients/venv/bin/python
+python=(.clients/venv/bin/python -W ignore::DeprecationWarning)
 export NODE_PATH="$PWD/.clients/node_modules" HF_HUB_DISABLE_TELEMETRY=1
-run "openai (Python)" "$python" tests/clients/openai_images.py
-run "huggingface_hub" "$python" tests/clients/hf_hub.py
-run "webuiapi" "$python" tests/clients/webui.py
+run "openai (Python)" "${python[@]}" tests/clients/openai_images.py
+run "huggingface_hub" "${python[@]}" tests/clients/hf_hub.py
+run "webuiapi" "${python[@]}" tests/clients/webui.py
 run "openai (npm)" node tests/clients/openai.cjs
 run "@huggingface/inference" node tests/clients/hf_inference.cjs
 run "a1111-webui-api" node tests/clients/a1111.cjs

@@ -5,9 +5,10 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use aquatint_models::checkpoint::builtin;
 use aquatint_models::sampler::SamplerSettings;
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -66,7 +67,8 @@ pub struct ModelArgs {
     /// LoRA to merge, and by how much; may be given several times
     #[arg(long, value_name = "FILE[:SCALE]", value_parser = lora)]
     pub lora: Vec<LoraChoice>,
-    /// LCM-LoRA to merge: 8 steps at most and no guidance become the default
+    /// LCM-LoRA to merge: 8 steps at most and no guidance become the default; the built-in model has its own unless
+    /// this is `none`
     #[arg(long, value_name = "FILE", env = "SD_LCM_LORA_ID")]
     pub lcm_lora: Option<PathBuf>,
     /// Textual inversion to load, asked for by its token; may be given several times
@@ -510,7 +512,7 @@ fn in_range(text: &str, low: f64, high: f64) -> Result<f64, String> {
 fn lora(text: &str) -> Result<LoraChoice, String> {
     let (path, scale) = match text.rsplit_once(':') {
         // A colon may also belong to the file's name.
-        Some(_) if std::path::Path::new(text).exists() => (text, 1.0),
+        Some(_) if Path::new(text).exists() || builtin::file(Path::new(text)).is_some() => (text, 1.0),
         Some((path, scale)) => {
             let number = scale.parse().ok().filter(|s: &f64| s.is_finite());
             (path, number.ok_or_else(|| format!("the scale {scale:?} is not a number"))?)

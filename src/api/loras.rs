@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use aquatint_models::checkpoint::builtin;
+
 /// LoRA files by name.
 #[derive(Clone, Debug, Default)]
 pub struct LoraRegistry {
@@ -29,6 +31,15 @@ impl LoraRegistry {
             }
         }
         Ok(Self { files })
+    }
+
+    /// Adds the built-in model's style LoRA; a file of the same name in the folder goes first.
+    pub fn with_builtin(mut self) -> Self {
+        let path = Path::new(builtin::STYLE_LORA);
+        if let (true, Some(name)) = (builtin::TRAINED, path.file_stem().and_then(|n| n.to_str())) {
+            self.files.entry(name.to_owned()).or_insert_with(|| path.to_owned());
+        }
+        self
     }
 
     /// The file of a name.

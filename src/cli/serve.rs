@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use aquatint_models::pipeline::ModelSource;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -31,6 +32,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
             .map_err(|error| Failure::BadInput(format!("--lora-dir {}: {error}", folder.display())))?,
         None => LoraRegistry::default(),
     };
+    let loras = if choice.source == ModelSource::Builtin { loras.with_builtin() } else { loras };
     let edge = Edge::new(&args.edge).map_err(Failure::BadInput)?;
     use_threads(args.model.threads)?;
     use_png_compression(args.png_compression);

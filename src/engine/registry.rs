@@ -68,8 +68,6 @@ struct Slot<B> {
 /// All models, the default one first.
 pub(super) struct Registry<B> {
     slots: Vec<Slot<B>>,
-    /// The model that was turned to last.
-    current: usize,
     weight_limit_bytes: Option<u64>,
     unload_after: Option<Duration>,
     shared: Arc<Shared>,
@@ -89,7 +87,6 @@ impl<B: Backend> Registry<B> {
         };
         Self {
             slots: models.into_iter().map(slot).collect(),
-            current: 0,
             weight_limit_bytes: settings.weight_limit_bytes,
             unload_after: settings.unload_after,
             shared,
@@ -158,7 +155,6 @@ impl<B: Backend> Registry<B> {
 
     /// Loads the model if it is not, and merges exactly these LoRAs if they are not.
     pub(super) fn prepare(&mut self, at: usize, loras: &[LoraChoice]) -> Result<(), Fault> {
-        self.current = at;
         if self.slots[at].backend.is_none() {
             self.load(at)?;
         }
@@ -197,9 +193,16 @@ impl<B: Backend> Registry<B> {
         if backend.weight_bytes() > 0 {
             slot.entry.weight_bytes = backend.weight_bytes();
         }
+        let device = backend.info().device;
         slot.backend = Some(backend);
         self.shared.meter.load_s.record_time(took);
         tracing::info!(model = slot.entry.name, elapsed_ms = took.as_millis() as u64, "model loaded");
+        // All models share the device, which configs do not tell.
+        for info in self.slots.iter_mut().filter_map(|slot| slot.info.as_mut()) {
+            if info.device.is_empty() {
+                Arc::make_mut(info).device.clone_from(&device);
+            }
+        }
         self.publish();
         Ok(())
     }

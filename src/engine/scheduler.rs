@@ -57,8 +57,11 @@ impl<'a, B: Backend> Scheduler<'a, B> {
 
     fn round(&mut self) -> Result<(), End> {
         self.sweep()?;
-        if let Some(turn) = self.turn() {
-            return self.advance(turn);
+        match self.turn() {
+            Some(turn) => return self.advance(turn),
+            // A job that was refused at once leaves the turn to another.
+            None if !self.tasks.is_empty() => return Ok(()),
+            None => {}
         }
         match self.jobs.wait(self.registry.until_idle()) {
             Waited::Job => {}

@@ -10,7 +10,7 @@ from PIL import Image
 from common import URL, picture, png, refused
 
 client = openai.OpenAI(base_url=f"{URL}/v1", api_key="none", max_retries=0)
-LARGE = {"steps": 2}
+FEW = {"steps": 2}
 
 
 def decoded(item):
@@ -34,7 +34,7 @@ assert [item.b64_json for item in again.data] == [item.b64_json for item in repl
 
 reply = client.images.generate(
     prompt="a red apple", size="64x64", response_format="url", output_format="jpeg", output_compression=50,
-    extra_body=LARGE,
+    extra_body=FEW,
 )
 with urllib.request.urlopen(reply.data[0].url) as response:
     assert response.headers["content-type"] == "image/jpeg"
@@ -53,12 +53,12 @@ mask = picture(colour=(0, 0, 0, 255), mode="RGBA")
 mask.paste((0, 0, 0, 0), (0, 0, 32, 64))
 image = ("image.png", png(picture()), "image/png")
 reply = client.images.edit(
-    image=image, mask=("mask.png", png(mask), "image/png"), prompt="a hat", n=2, extra_body=LARGE,
+    image=image, mask=("mask.png", png(mask), "image/png"), prompt="a hat", n=2, extra_body=FEW,
 )
 assert [decoded(item).size for item in reply.data] == [(64, 64)] * 2
-reply = client.images.edit(image=[image, image], prompt="a hat", size="72x64", extra_body=LARGE)
+reply = client.images.edit(image=[image, image], prompt="a hat", size="72x64", extra_body=FEW)
 assert [decoded(item).size for item in reply.data] == [(72, 64)] * 2
-events = list(client.images.edit(image=image, prompt="a hat", stream=True, extra_body=LARGE))
+events = list(client.images.edit(image=image, prompt="a hat", stream=True, extra_body=FEW))
 assert events[-1].type == "image_edit.completed"
 reply = client.images.create_variation(image=image, n=1, size="64x64")
 assert len(reply.data) == 1

@@ -1,5 +1,7 @@
 """webuiapi, a Python client of the Stable Diffusion web UI."""
 
+import contextlib
+import io
 import threading
 from urllib.parse import urlsplit
 
@@ -15,7 +17,8 @@ assert api.util_get_current_model() == "builtin"
 assert {"Euler a", "DPM++ 2M"} <= set(api.util_get_sampler_names())
 assert {"karras", "automatic"} <= set(api.util_get_scheduler_names())
 assert api.get_options()["sd_model_checkpoint"] == "builtin"
-api.util_set_model("builtin")
+with contextlib.redirect_stdout(io.StringIO()):
+    api.util_set_model("builtin")
 assert api.get_scripts() == {"txt2img": [], "img2img": []}
 assert {"ram", "cuda"} <= set(api.get_memory())
 for listing in [api.get_upscalers, api.get_latent_upscale_modes, api.get_cmd_flags]:

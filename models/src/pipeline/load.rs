@@ -6,8 +6,8 @@ use std::sync::OnceLock;
 use candle_core::{DType, Device};
 use serde::Deserialize;
 
-use super::{Family, ModelInfo, Pipeline, Preset, Refiner, builtin};
-use crate::checkpoint::{ModelFolder, Weights};
+use super::{Family, ModelInfo, Pipeline, Preset, Refiner};
+use crate::checkpoint::{ModelFolder, Weights, builtin};
 use crate::denoiser::{UNet2DCondition, UnetConfig};
 use crate::sampler::SamplerSettings;
 use crate::schedule::SchedulerConfig;
@@ -231,7 +231,7 @@ fn info(
         scheduler: SamplerSettings::from_config(scheduler)?.kind().class_name().to_owned(),
         device: String::new(),
         inpainting_unet: unet.in_channels == 9,
-        random_weights: matches!(folder, ModelFolder::Embedded(_)),
+        random_weights: matches!(folder, ModelFolder::Embedded(_)) && !builtin::TRAINED,
         preset: None,
     };
     let mut info = match preset(folder, scheduler) {

@@ -4,7 +4,6 @@
 //! whose [`Pipeline::step`] runs the denoiser once, so that whoever drives it may stop, report or interleave between any two
 //! steps; [`Pipeline::decode`] makes the picture.
 
-pub mod builtin;
 pub mod conditioning;
 pub mod denoising;
 mod latent_resize;

@@ -226,8 +226,8 @@ fn filled(image: &RgbImage, mask: &GrayImage) -> RgbImage {
     }
     RgbImage::from_fn(image.width(), image.height(), |x, y| {
         let [r, g, b, alpha] = painted.get_pixel(x, y).0;
-        // Where nothing is kept there are no colours to go by.
-        if alpha < 1e-6 {
+        // Where nothing is kept far and wide there are no colours to go by.
+        if alpha < 1e-4 {
             return *image.get_pixel(x, y);
         }
         Rgb([r, g, b].map(|c| (c / alpha * 255.0).round().clamp(0.0, 255.0) as u8))
