@@ -276,9 +276,11 @@ async fn row_2() {
     assert!(mib <= 32.0 && after < alone.mul_f64(1.5), "{measured}");
 }
 
-/// Row 3: callers vanish while they wait or run. Further steps after all have gone, and places still taken.
-async fn vanish(callers: usize) -> (usize, usize) {
-    let listening = listening(Duration::from_millis(2), "2000").await;
+/// Row 3: callers vanish while they wait or run. Steps from when the last one went, steps after all places were free,
+/// and places still taken.
+async fn vanish(callers: usize) -> (usize, usize, usize) {
+    // A job takes longer than it takes them all to come.
+    let listening = listening(Duration::from_millis(50), "2000").await;
     let queue = listening.server.queue.clone();
     let mut open = Vec::new();
     for seed in 0..callers {
@@ -291,8 +293,9 @@ async fn vanish(callers: usize) -> (usize, usize) {
         }
     }
     eventually("the rest has places", || queue.depth().running + queue.depth().waiting >= open.len()).await;
-    drop(open);
     let script = listening.server.script.clone();
+    let gone = script.steps_taken();
+    drop(open);
     eventually("no place is taken", || queue.depth().running + queue.depth().waiting == 0).await;
     let then = script.steps_taken();
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -300,26 +303,27 @@ async fn vanish(callers: usize) -> (usize, usize) {
     let mut client = Client::connect(listening.address).await;
     let answer = client.post(&job(7, 2)).await;
     assert!(answer.status == 200 && is_right(&answer, 7, 2));
-    (script.steps_taken() - 2 - then, depth.running + depth.waiting)
+    (then - gone, script.steps_taken() - 2 - then, depth.running + depth.waiting)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn callers_who_vanish_take_no_place_and_no_step_with_them() {
-    assert_eq!(vanish(60).await, (0, 0));
+    let (_, after, lost) = vanish(60).await;
+    assert_eq!((after, lost), (0, 0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes some seconds; run by scripts/full-check.sh"]
 async fn row_3() {
-    let (further, lost) = vanish(1000).await;
-    let measured = format!("{lost} places lost; {further} steps after the places were free; depth 0");
+    let (further, after, lost) = vanish(1000).await;
+    let measured = format!("{lost} places lost; {further} further steps in all, {after} after depth 0");
     record(
         3,
         "1,000 clients vanish while queued or running",
         &measured,
         "0 permits lost; <= 1 further step each; depth back to 0",
     );
-    assert_eq!((further, lost), (0, 0));
+    assert!(further <= 1000 && (after, lost) == (0, 0), "{measured}");
 }
 
 /// Row 4: callers come to a full queue and go. The deepest it was, of how many places, and panics.
