@@ -110,7 +110,8 @@ class Page {
     await until(`${url} is there`, () => this.run("document.readyState === 'complete'"));
   }
 
-  size(width, height, mobile = false) {
+  async size(width, height, mobile = false) {
+    await this.send("Emulation.setTouchEmulationEnabled", { enabled: mobile });
     return this.send("Emulation.setDeviceMetricsOverride", { width, height, deviceScaleFactor: mobile ? 2 : 1, mobile });
   }
 
@@ -367,6 +368,10 @@ async function check(base) {
   await page.click("#repaint");
   await until("the mask is open", () => state(`$("painter").open`));
   await page.screenshot("8-phone-mask-dark");
+  await page.key("Escape", { number: 27 });
+
+  await page.click("#help");
+  await page.screenshot("8-phone-keys-dark");
   await page.key("Escape", { number: 27 });
 
   step("the API's description");

@@ -63,6 +63,8 @@ pub(super) fn operations() -> Vec<Operation> {
             "null",
             &json_body(json!({})),
         ),
+        unsupported("unload-checkpoint", "Free the model's memory; this server does so by itself"),
+        unsupported("reload-checkpoint", "Load the model again; this server does so by itself"),
     ];
     all.extend(LISTS.map(|(path, summary)| {
         web_ui(get(&format!("/sdapi/v1/{path}"), "webui", summary)).gives_as(
@@ -84,6 +86,10 @@ fn text() -> Value {
 
 fn web_ui(operation: Operation) -> Operation {
     operation.errors(Errors::WebUi)
+}
+
+fn unsupported(path: &str, summary: &str) -> Operation {
+    web_ui(post(&format!("/sdapi/v1/{path}"), "webui", summary)).refuses(501, "It is not supported.")
 }
 
 fn takes(path: &str, summary: &str) -> Operation {

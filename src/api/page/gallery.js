@@ -14,7 +14,7 @@ export const current = () => shown;
 
 /** Tiles for a job that was submitted: `sent` is its body, `size` that of its pictures. They follow it to its end. */
 export async function follow(status, sent, size) {
-  const job = { id: status.id, sent, size, status, previews: [] };
+  const job = { id: status.id, sent, size, status, previews: [], isOld: status.state === "done" };
   const added = Array.from({ length: status.pictures }, (_, index) => makeShot(job, index));
   shots.unshift(...added);
   $("gallery").prepend(...added.map((shot) => shot.tile.parentElement));
@@ -125,10 +125,12 @@ function stage() {
   else $("progress").value = share(shown);
   $("step").textContent = image ? "" : words(shown);
   $("about").textContent = sent.prompt;
-  $("facts").replaceChildren(...facts(shown).flatMap(([name, value]) => [
-    Object.assign(document.createElement("dt"), { textContent: name }),
-    Object.assign(document.createElement("dd"), { textContent: value }),
-  ]));
+  $("facts").replaceChildren(...facts(shown).map(([name, value]) => {
+    const fact = document.createElement("div");
+    fact.append(Object.assign(document.createElement("dt"), { textContent: name }),
+      Object.assign(document.createElement("dd"), { textContent: value }));
+    return fact;
+  }));
   for (const id of ["save", "refine", "repaint"]) $(id).hidden = !image;
   if (image) Object.assign($("save"), { href: image, download: `aquatint-${seed}.png` });
   $("remove").hidden = isRunning(shown);

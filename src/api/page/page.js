@@ -107,7 +107,7 @@ on("anySeed", "click", () => {
 
 gallery.onEnd((job) => {
   const { state: end, pictures } = job.status;
-  if (end === "done") say(pictures > 1 ? `${pictures} pictures are done` : "The picture is done");
+  if (end === "done" && !job.isOld) say(pictures > 1 ? `${pictures} pictures are done` : "The picture is done");
   if (end === "cancelled") {
     forget(job.id);
     say("Cancelled");
