@@ -169,7 +169,8 @@ async fn crowd(clients: usize, seconds: f64) -> (Seen, f64) {
                         seen.rejections.push(answer.took);
                         // Within the test's time, and not all at once.
                         let left = until.saturating_duration_since(Instant::now());
-                        tokio::time::sleep(Duration::from_secs(seconds).min(left)).await;
+                        let spread = Duration::from_millis(seed as u64 * 37 % 1000);
+                        tokio::time::sleep((Duration::from_secs(seconds) + spread).min(left)).await;
                     }
                     (503, None) => seen.without_retry_after += 1,
                     _ => seen.wrong += 1,
@@ -276,9 +277,11 @@ async fn row_2() {
     assert!(mib <= 32.0 && after < alone.mul_f64(1.5), "{measured}");
 }
 
-/// Row 3: callers vanish while they wait or run. Further steps after all have gone, and places still taken.
-async fn vanish(callers: usize) -> (usize, usize) {
-    let listening = listening(Duration::from_millis(2), "2000").await;
+/// Row 3: callers vanish while they wait or run. Steps from when the last one went, steps after all places were free,
+/// and places still taken.
+async fn vanish(callers: usize) -> (usize, usize, usize) {
+    // A job takes longer than it takes them all to come.
+    let listening = listening(Duration::from_millis(50), "2000").await;
     let queue = listening.server.queue.clone();
     let mut open = Vec::new();
     for seed in 0..callers {
@@ -291,8 +294,9 @@ async fn vanish(callers: usize) -> (usize, usize) {
         }
     }
     eventually("the rest has places", || queue.depth().running + queue.depth().waiting >= open.len()).await;
-    drop(open);
     let script = listening.server.script.clone();
+    let gone = script.steps_taken();
+    drop(open);
     eventually("no place is taken", || queue.depth().running + queue.depth().waiting == 0).await;
     let then = script.steps_taken();
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -300,26 +304,27 @@ async fn vanish(callers: usize) -> (usize, usize) {
     let mut client = Client::connect(listening.address).await;
     let answer = client.post(&job(7, 2)).await;
     assert!(answer.status == 200 && is_right(&answer, 7, 2));
-    (script.steps_taken() - 2 - then, depth.running + depth.waiting)
+    (then - gone, script.steps_taken() - 2 - then, depth.running + depth.waiting)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn callers_who_vanish_take_no_place_and_no_step_with_them() {
-    assert_eq!(vanish(60).await, (0, 0));
+    let (_, after, lost) = vanish(60).await;
+    assert_eq!((after, lost), (0, 0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes some seconds; run by scripts/full-check.sh"]
 async fn row_3() {
-    let (further, lost) = vanish(1000).await;
-    let measured = format!("{lost} places lost; {further} steps after the places were free; depth 0");
+    let (further, after, lost) = vanish(1000).await;
+    let measured = format!("{lost} places lost; {further} further steps in all, {after} after depth 0");
     record(
         3,
         "1,000 clients vanish while queued or running",
         &measured,
         "0 permits lost; <= 1 further step each; depth back to 0",
     );
-    assert_eq!((further, lost), (0, 0));
+    assert!(further <= 1000 && (after, lost) == (0, 0), "{measured}");
 }
 
 /// Row 4: callers come to a full queue and go. The deepest it was, of how many places, and panics.
@@ -379,9 +384,14 @@ async fn row_4() {
 async fn churn(requests: usize) -> (f64, i64, i64) {
     let listening = listening(Duration::ZERO, "64").await;
     let (address, queue) = (listening.address, listening.server.queue.clone());
+    let script = listening.server.script.clone();
     let mut client = Client::connect(address).await;
+    assert_eq!(client.post(&job(0, 1)).await.status, 200);
     let mut samples = Vec::new();
-    let (mut descriptors, mut threads) = (0, 0);
+    let idle = || tokio::time::sleep(Duration::from_secs(11));
+    // Threads that encode pictures end after ten seconds without work.
+    idle().await;
+    let (descriptors, threads) = (entries("/proc/self/fd"), entries("/proc/self/task"));
     for i in 0..requests {
         match i % 10 {
             0 | 5 => {
@@ -395,15 +405,17 @@ async fn churn(requests: usize) -> (f64, i64, i64) {
                 assert!([200, 503].contains(&answer.status), "{}", answer.status);
             }
         }
-        if i == requests / 10 {
-            (descriptors, threads) = (entries("/proc/self/fd"), entries("/proc/self/task"));
+        if i % 100 == 0 {
+            // What the fake remembers of each request is not the server's.
+            script.seen.lock().unwrap().clear();
+            script.steps.lock().unwrap().clear();
         }
         if i % 100 == 0 && i > requests / 4 {
             samples.push((i as f64, resident() as f64));
         }
     }
     eventually("no place is taken", || queue.depth().running + queue.depth().waiting == 0).await;
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    idle().await;
     let n = samples.len() as f64;
     let mean = |of: fn(&(f64, f64)) -> f64| samples.iter().map(of).sum::<f64>() / n;
     let (x, y) = (mean(|s| s.0), mean(|s| s.1));

@@ -214,3 +214,22 @@ async fn a_result_is_handed_over_again_when_that_fails() {
     eventually("pings go on", || api.pings.lock().unwrap().len() > 2).await;
     working.abort();
 }
+
+#[tokio::test]
+async fn no_job_is_taken_before_the_model_is_there() {
+    let api = JobApi::default();
+    let script = Script { load_time: Duration::from_millis(400), ..Script::default() };
+    let server = Setup { script, ..Setup::default() }.start();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let stopped = async move {
+        let _ = stopped.await;
+    };
+    let working = tokio::spawn(worker::run(server.app.clone(), api.listen().await, stopped));
+    eventually("it says that it lives", || !api.pings.lock().unwrap().is_empty()).await;
+    assert_eq!(server.get("/ping").await.status, 204, "the model is still loading");
+    assert!(api.asked.lock().unwrap().is_empty());
+    server.app.engine.model().await.unwrap();
+    eventually("it asks for a job", || !api.asked.lock().unwrap().is_empty()).await;
+    stop.send(()).unwrap();
+    tokio::time::timeout(Duration::from_secs(2), working).await.unwrap().unwrap().unwrap();
+}

@@ -215,6 +215,19 @@ async fn hires_fix_makes_it_twice() {
         assert_eq!((requests[1].width.unwrap(), requests[1].height.unwrap()), expected, "{sides}");
         assert_eq!(picture(&reply, 0).dimensions(), (expected.0 as u32, expected.1 as u32));
     }
+    for (fields, expected) in [
+        (json!({"sampler_name": "Euler", "hr_scheduler": "karras"}), "Euler Karras"),
+        (
+            json!({"sampler_name": "Euler", "hr_sampler_name": "Heun", "hr_scheduler": "Karras"}),
+            "Heun Karras",
+        ),
+        (json!({"sampler_name": "Euler", "hr_sampler_name": "Use same sampler"}), "Euler"),
+    ] {
+        let mut body = small(json!({"enable_hr": true}));
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let (requests, ..) = asked(&server, TXT2IMG, body).await;
+        assert_eq!(requests[1].scheduler.as_deref(), Some(expected), "{fields}");
+    }
     // The fields of hires fix alone do nothing.
     let (requests, ..) =
         asked(&server, TXT2IMG, small(json!({"hr_scale": 2, "denoising_strength": 0.7}))).await;

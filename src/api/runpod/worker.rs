@@ -29,6 +29,13 @@ pub async fn run(app: App, addresses: Addresses, stop: impl Future<Output = ()>)
 
 async fn take_jobs(app: &App, api: &JobApi, current: &Mutex<Option<String>>, stop: impl Future<Output = ()>) {
     let mut stop = std::pin::pin!(stop);
+    // A job that is taken while the model loads would wait here instead of going to a worker that is ready.
+    tokio::select! {
+        () = &mut stop => return,
+        loaded = app.engine.model() => if loaded.is_err() {
+            return;
+        },
+    }
     let mut pause = PAUSES.0;
     loop {
         let taken = tokio::select! {
