@@ -37,4 +37,5 @@ run "webuiapi" "${python[@]}" tests/clients/webui.py
 run "openai (npm)" node tests/clients/openai.cjs
 run "@huggingface/inference" node tests/clients/hf_inference.cjs
 run "a1111-webui-api" node tests/clients/a1111.cjs
+run "schemathesis" tests/clients/openapi.sh
 [ "$failed" = 0 ] || { tail -n 20 "$log"; exit 1; }

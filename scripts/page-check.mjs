@@ -227,8 +227,8 @@ async function check(base) {
   await page.screenshot("1-empty-dark");
 
   step("generate, and watch");
-  await generate("a lighthouse on a cliff at sunset", { steps: 60, seed: 7, pictures: 2 });
-  await until("a step is shown", () => state(`/^Step \\d+ of 60/.test($("step").textContent)`));
+  await generate("a lighthouse on a cliff at sunset", { steps: 40, seed: 7, pictures: 2 });
+  await until("a step is shown", () => state(`/^Step \\d+ of 40/.test($("step").textContent)`));
   const seen = new Set();
   let previews = 0;
   await until("both pictures are made", async () => {
@@ -248,7 +248,7 @@ async function check(base) {
   await page.screenshot("3-done-light");
 
   step("cancel");
-  await generate("something that nobody waits for", { steps: 150, seed: 1, pictures: 8 });
+  await generate("something that nobody waits for", { steps: 50, seed: 1, pictures: 8 });
   await until("it runs", () => state(`/^Step/.test($("step").textContent)`));
   await page.key("Escape", { number: 27 });
   await until("its tiles are gone", async () => await tiles() === 2, 10_000);
@@ -265,7 +265,7 @@ async function check(base) {
   const saved = join(folder, `aquatint-${seed}.png`);
   await until("the file is saved", () => existsSync(saved) && !readdirSync(folder).some((name) => name.endsWith(".crdownload")));
   const recipe = JSON.parse(texts(readFileSync(saved)).aquatint);
-  assert.deepEqual([recipe.seed, recipe.prompt, recipe.num_inference_steps], [seed, "a lighthouse on a cliff at sunset", 60]);
+  assert.deepEqual([recipe.seed, recipe.prompt, recipe.num_inference_steps], [seed, "a lighthouse on a cliff at sunset", 40]);
 
   step("copy as curl, and run it");
   await page.send("Browser.grantPermissions", { permissions: ["clipboardReadWrite", "clipboardSanitizedWrite"], origin: base.slice(0, -1) });
@@ -330,7 +330,7 @@ async function check(base) {
   for (const id of ["prompt", "negative", "steps", "seed"]) await page.run(`document.getElementById("${id}").value = ""`);
   await page.drop(saved, "[data-drop=restore]");
   await until("the prompt is back", () => state(`$("prompt").value === "a lighthouse on a cliff at sunset"`));
-  assert.deepEqual(await state(`[$("steps").value, $("seed").value, document.querySelector("[name=ratio]:checked").value]`), ["60", String(seed), "1:1"]);
+  assert.deepEqual(await state(`[$("steps").value, $("seed").value, document.querySelector("[name=ratio]:checked").value]`), ["40", String(seed), "1:1"]);
   await page.drop(saved, "[data-drop=start]");
   await until("it can be started from", () => state(`!$("started").hidden`));
   await page.click("#unstart");

@@ -7,7 +7,7 @@ use super::fault::{Fault, shown};
 
 /// A type with a JSON Schema.
 pub(super) trait Schema {
-    /// The schema, in place; named types refer to [`Schema::definition`].
+    /// The schema, in place; named types refer to [`Schema::definitions`].
     fn schema() -> Value;
 
     /// Name and full schema of a named type and of those it refers to.

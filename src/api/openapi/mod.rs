@@ -46,9 +46,9 @@ fn document() -> Value {
         "tags": [
             {"name": "jobs", "description": "Submit a job, watch it, come back for its pictures, cancel it."},
             {"name": "native", "description": "One request, one answer."},
-            {"name": "openai", "description": "OpenAI Images."},
-            {"name": "huggingface", "description": "Hugging Face Inference."},
-            {"name": "webui", "description": "The Stable Diffusion web UI's API."},
+            {"name": "openai", "x-displayName": "OpenAI", "description": "OpenAI Images."},
+            {"name": "huggingface", "x-displayName": "Hugging Face", "description": "Hugging Face Inference."},
+            {"name": "webui", "x-displayName": "Web UI", "description": "The Stable Diffusion web UI's API."},
             {"name": "operations", "description": "For whoever runs the server."},
             {"name": "page", "description": "What people look at."},
         ],

@@ -124,12 +124,12 @@ function pretty(text) {
 const contents = document.getElementById("contents");
 const main = document.getElementById("operations");
 main.replaceChildren();
-for (const { name, description } of api.tags) {
+for (const { name, description, "x-displayName": title = name } of api.tags) {
   const all = Object.entries(api.paths).flatMap(([path, methods]) => Object.entries(methods)
     .filter(([, operation]) => operation.tags.includes(name)).map(([method, operation]) => [path, method, operation]));
   if (!all.length) continue;
-  contents.append(element("strong", { textContent: name }));
-  const part = element("section", {}, element("h2", { textContent: name }), element("p", { textContent: description }));
+  contents.append(element("strong", { textContent: title }));
+  const part = element("section", {}, element("h2", { textContent: title }), element("p", { textContent: description }));
   for (const [path, method, operation] of all) {
     const id = operation.operationId;
     contents.append(element("a", { href: `#${id}`, textContent: operation.summary }));

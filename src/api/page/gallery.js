@@ -136,11 +136,6 @@ function stage() {
   $("remove").hidden = isRunning(shown);
 }
 
-// Pictures of small models are shown as they are: blocks, not a blur.
-$("shown").addEventListener("load", () => {
-  $("shown").classList.toggle("small", Boolean(shown?.image) && $("shown").naturalWidth < 200);
-});
-
 function facts({ job, seed, made }) {
   const { sent } = job;
   const rows = [

@@ -10,9 +10,7 @@ const $ = (id) => document.getElementById(id);
 const on = (id, event, listener) => $(id).addEventListener(event, listener);
 const JOBS = "aquatint-jobs";
 const FORM = "aquatint-form";
-const EXAMPLES = [
-  "a lighthouse on a cliff at sunset", "a red apple on a wooden table", "a fox in deep snow, ink drawing",
-];
+const EXAMPLES = ["a red apple", "a lighthouse at sunset", "a sailboat on the sea"];
 let state = null; // What /health said last.
 
 /** Says something in passing. */

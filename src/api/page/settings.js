@@ -66,12 +66,12 @@ function writeSize({ aspect_ratio, resolution, width, height }) {
 /** Fills in what the server offers. */
 export function offer(state) {
   tables = state.size_table;
-  const shape = ([width, height]) => width / height;
+  const shape = (ratio) => ratio.split(":").reduce((width, height) => width / height);
   const { standard, high } = tables;
   const before = checked("ratio") ?? "1:1";
   const ratios = Object.keys(standard).filter((ratio) => ratio !== "Auto");
   $("ratios").replaceChildren();
-  for (const ratio of ratios.sort((a, b) => shape(standard[a]) - shape(standard[b]))) addRatio(ratio, standard[ratio]);
+  for (const ratio of ratios.sort((a, b) => shape(a) - shape(b))) addRatio(ratio, standard[ratio]);
   document.querySelector(`[name=ratio][value="${CSS.escape(before)}"]`)?.click();
   // A small model makes one size of each shape.
   $("resolutions").hidden = ratios.every((ratio) => `${standard[ratio]}` === `${high[ratio]}`);
