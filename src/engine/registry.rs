@@ -97,7 +97,7 @@ impl<B: Backend> Registry<B> {
     pub(super) fn load_default(&mut self) -> Result<Arc<ModelInfo>, Fault> {
         let loras = self.loras(0, &[]);
         self.prepare(0, &loras)?;
-        self.slots[0].info.clone().ok_or_else(|| Fault::Error(EngineError::Stopping))
+        self.slots[0].info.clone().ok_or(Fault::Error(EngineError::Stopping))
     }
 
     /// The place of a model, the default one without a name.

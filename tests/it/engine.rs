@@ -212,6 +212,8 @@ async fn a_call_that_does_not_come_back_loses_the_device() {
     let started = Instant::now();
     assert_eq!(rig.engine.failed().await, EngineError::DeviceLost("no answer for 0.05 s".into()));
     assert!(started.elapsed() < ms(1500), "noticed while it hangs");
+    let failure = aquatint::cli::Failure::from(rig.engine.failed().await);
+    assert_eq!(failure.exit_code(), 70, "what a supervisor restarts on");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
