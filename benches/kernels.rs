@@ -26,13 +26,13 @@ fn check(name: &str, actual: &Tensor, expected: &Tensor, tolerance: f32) -> Resu
 /// Times `run`; `work` is its floating-point operations, or its bytes read and written.
 fn time(c: &mut Criterion, name: &str, work: Work, run: impl Fn() -> Result<Tensor>) -> Result<()> {
     run()?;
-    let mut group = c.benchmark_group(name);
+    let mut group = c.benchmark_group("kernels");
     group.throughput(match work {
         // Criterion's "elements per second" are GFLOP/s here.
         Work::Flops(n) => Throughput::Elements(n as u64),
         Work::Bytes(n) => Throughput::Bytes(n as u64),
     });
-    group.bench_function("", |b| b.iter(|| black_box(run().map_err(|e| e.to_string()))));
+    group.bench_function(name, |b| b.iter(|| black_box(run().map_err(|e| e.to_string()))));
     group.finish();
     Ok(())
 }

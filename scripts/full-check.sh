@@ -1,11 +1,17 @@
 #!/usr/bin/env bash
-# Everything that does not fit a quick run: the fixtures are recorded again and must come out the same, the
-# reliability tests at full length (which write tests/SCOREBOARD.md), the scheduler's gain, the timings against PyTorch, and the memory of a full-width SDXL step. Needs Python 3.11 or newer, gcc, 2 GB for the reference
+# Everything that does not fit a quick run: real clients, the page in a browser, the fixtures recorded again, the
+# reliability tests at full length (which write tests/SCOREBOARD.md), the scheduler's gain, the timings against
+# PyTorch, and the memory of a full-width SDXL step. Needs Python 3.11 or newer, gcc, 2 GB for the reference
 # environment, 8 GB of disk and 8 GB of memory.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 scripts/test.sh
+echo '== real clients'
+scripts/clients.sh
+echo '== the page in a browser'
+cargo build --release --quiet
+scripts/page-check.mjs
 scripts/reference-env.sh
 echo '== fixtures, recorded again'
 export HF_HUB_OFFLINE=1
@@ -19,6 +25,8 @@ echo '== reliability, at full length'
 scripts/scoreboard.sh
 echo '== scheduling'
 cargo bench --quiet --bench scheduling
+echo '== scoreboard: connections, ends, bad input, names, CORS, logs'
+scripts/scoreboard-operations.sh
 echo '== side by side with PyTorch'
 benches/peers/side-by-side.sh
 echo '== memory of a full-width SDXL step'

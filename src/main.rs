@@ -1,4 +1,7 @@
-//! `aquatint`: the command line. Exit codes: 0 done, 2 something asked for is not allowed, 1 anything else.
+//! `aquatint`: the command line.
+//!
+//! Exit codes: 0 done, and a server that ended as it was told to; 2 something asked for is not allowed; 70 the device is
+//! lost and a new process is needed; 130 and 143 a second signal cut the end short; 1 anything else.
 
 use std::process::ExitCode;
 

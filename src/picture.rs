@@ -1,19 +1,24 @@
 //! Picture files: PNG, JPEG and WebP out and in.
 
 use std::io::Cursor;
+use std::sync::atomic::{AtomicU8, Ordering};
 
+use clap::ValueEnum;
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::webp::WebPEncoder;
 use image::{DynamicImage, ImageDecoder, ImageEncoder, ImageReader, Limits, Rgb, RgbImage};
 
 use crate::engine::Picture;
+use crate::engine::recipe::Recipe;
 
 /// The longest side of a picture that is read or made, in pixels.
 pub const MAX_SIDE_PX: u32 = 4096;
 /// Pixels of the largest picture as RGBA with 16 bits, the widest format that is decoded.
 const MAX_DECODED_BYTES: u64 = MAX_SIDE_PX as u64 * MAX_SIDE_PX as u64 * 8;
+/// Bytes that reading a file's texts may take; its pixels are left out.
+const MAX_TEXT_BYTES: usize = 64 << 20;
 /// JPEG's usual compromise.
-const JPEG_QUALITY: u8 = 90;
+pub const JPEG_QUALITY: u8 = 90;
 
 /// A format to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +40,46 @@ impl Format {
             "webp" => Some(Self::WebP),
             _ => None,
         }
+    }
+
+    /// The content type.
+    pub fn media_type(self) -> &'static str {
+        match self {
+            Self::Png => "image/png",
+            Self::Jpeg => "image/jpeg",
+            Self::WebP => "image/webp",
+        }
+    }
+}
+
+/// How small PNGs are made, at the cost of time. The pixels are the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PngCompression {
+    /// Not at all.
+    None,
+    /// In one pass with a fixed code.
+    Fast,
+    /// As most programs do.
+    Balanced,
+    /// As small as it gets.
+    High,
+}
+
+/// Of the whole program, as its settings say.
+static PNG_COMPRESSION: AtomicU8 = AtomicU8::new(PngCompression::Fast as u8);
+
+/// Sets how small PNGs are made from now on; without it, [`PngCompression::Fast`].
+pub fn use_png_compression(compression: PngCompression) {
+    PNG_COMPRESSION.store(compression as u8, Ordering::Relaxed);
+}
+
+fn png_compression() -> png::Compression {
+    let chosen = PNG_COMPRESSION.load(Ordering::Relaxed);
+    match PngCompression::value_variants().iter().find(|variant| **variant as u8 == chosen) {
+        Some(PngCompression::None) => png::Compression::NoCompression,
+        Some(PngCompression::Balanced) => png::Compression::Balanced,
+        Some(PngCompression::High) => png::Compression::High,
+        Some(PngCompression::Fast) | None => png::Compression::Fast,
     }
 }
 
@@ -60,12 +105,21 @@ pub enum PictureError {
 /// A picture's file. PNG carries the recipe in the text chunks `parameters`, as the Stable Diffusion web UI writes
 /// it, and `aquatint`, as JSON.
 pub fn encode(picture: &Picture, format: Format) -> Result<Vec<u8>, PictureError> {
-    let image = &picture.image;
+    let mut bytes = Vec::new();
+    match format {
+        Format::Png => write_png(&picture.image, Some(&picture.recipe), &mut bytes).map_err(unwritable)?,
+        other => return encode_plain(&picture.image, other, JPEG_QUALITY),
+    }
+    Ok(bytes)
+}
+
+/// A picture's file without a recipe; `jpeg_quality` is from 1 to 100.
+pub fn encode_plain(image: &RgbImage, format: Format, jpeg_quality: u8) -> Result<Vec<u8>, PictureError> {
     let mut bytes = Vec::new();
     let (width, height, colour) = (image.width(), image.height(), image::ExtendedColorType::Rgb8);
     match format {
-        Format::Png => write_png(picture, &mut bytes).map_err(unwritable)?,
-        Format::Jpeg => JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY)
+        Format::Png => write_png(image, None, &mut bytes).map_err(unwritable)?,
+        Format::Jpeg => JpegEncoder::new_with_quality(&mut bytes, jpeg_quality)
             .write_image(image, width, height, colour)
             .map_err(unwritable)?,
         Format::WebP => WebPEncoder::new_lossless(&mut bytes)
@@ -79,12 +133,23 @@ fn unwritable(error: impl std::fmt::Display) -> PictureError {
     PictureError::Unwritable(error.to_string())
 }
 
-fn write_png(picture: &Picture, into: &mut Vec<u8>) -> Result<(), png::EncodingError> {
-    let json = serde_json::to_string(&picture.recipe).map_err(std::io::Error::from)?;
-    let mut encoder = png::Encoder::new(into, picture.image.width(), picture.image.height());
+fn write_png(
+    image: &RgbImage,
+    recipe: Option<&Recipe>,
+    into: &mut Vec<u8>,
+) -> Result<(), png::EncodingError> {
+    let mut encoder = png::Encoder::new(into, image.width(), image.height());
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
-    for (keyword, text) in [("parameters", picture.recipe.parameters()), ("aquatint", json)] {
+    encoder.set_compression(png_compression());
+    let texts = match recipe {
+        Some(recipe) => {
+            let json = serde_json::to_string(recipe).map_err(std::io::Error::from)?;
+            vec![("parameters", recipe.parameters()), ("aquatint", json)]
+        }
+        None => Vec::new(),
+    };
+    for (keyword, text) in texts {
         // tEXt is Latin-1; readers of the web UI's pictures look in both.
         if text.chars().all(|c| u32::from(c) < 256) {
             encoder.add_text_chunk(keyword.into(), text)?;
@@ -93,7 +158,7 @@ fn write_png(picture: &Picture, into: &mut Vec<u8>) -> Result<(), png::EncodingE
         }
     }
     let mut writer = encoder.write_header()?;
-    writer.write_image_data(picture.image.as_raw())?;
+    writer.write_image_data(image.as_raw())?;
     writer.finish()
 }
 
@@ -113,6 +178,28 @@ pub fn decode(bytes: &[u8]) -> Result<DynamicImage, PictureError> {
     let mut image = DynamicImage::from_decoder(decoder).map_err(|e| unreadable(&e))?;
     image.apply_orientation(orientation);
     Ok(image)
+}
+
+/// The texts in a picture's file by their keywords: of a PNG's text chunks; other formats have none here.
+pub fn texts(bytes: &[u8]) -> Result<Vec<(String, String)>, PictureError> {
+    let unreadable = |e: &dyn std::fmt::Display| PictureError::Unreadable(e.to_string());
+    let format = image::guess_format(bytes).map_err(|e| unreadable(&e))?;
+    if format != image::ImageFormat::Png {
+        decode(bytes)?;
+        return Ok(Vec::new());
+    }
+    let limits = png::Limits { bytes: MAX_TEXT_BYTES };
+    let mut reader = png::Decoder::new_with_limits(Cursor::new(bytes), limits);
+    reader.set_ignore_text_chunk(false);
+    let mut reader = reader.read_info().map_err(|e| unreadable(&e))?;
+    // Texts may come after the pixels.
+    reader.finish().map_err(|e| unreadable(&e))?;
+    let info = reader.info();
+    let plain = info.uncompressed_latin1_text.iter().map(|t| (t.keyword.clone(), t.text.clone()));
+    let compressed = info.compressed_latin1_text.iter().map(|t| t.get_text().map(|x| (t.keyword.clone(), x)));
+    let unicode = info.utf8_text.iter().map(|t| t.get_text().map(|x| (t.keyword.clone(), x)));
+    let texts: Result<Vec<_>, _> = plain.map(Ok).chain(compressed).chain(unicode).collect();
+    texts.map_err(|e| unreadable(&e))
 }
 
 /// The picture without transparency: what shows through is white.

@@ -5,15 +5,17 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use aquatint_models::checkpoint::builtin;
 use aquatint_models::sampler::SamplerSettings;
+use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use crate::engine::LoraChoice;
-use crate::picture::MAX_SIDE_PX;
+use crate::picture::{MAX_SIDE_PX, PngCompression};
 
 /// Image generation with Stable Diffusion 1.5, 2.x and SDXL, as a command and as a server.
 #[derive(Debug, Parser)]
@@ -65,7 +67,8 @@ pub struct ModelArgs {
     /// LoRA to merge, and by how much; may be given several times
     #[arg(long, value_name = "FILE[:SCALE]", value_parser = lora)]
     pub lora: Vec<LoraChoice>,
-    /// LCM-LoRA to merge: 8 steps at most and no guidance become the default
+    /// LCM-LoRA to merge: 8 steps at most and no guidance become the default; the built-in model has its own unless
+    /// this is `none`
     #[arg(long, value_name = "FILE", env = "SD_LCM_LORA_ID")]
     pub lcm_lora: Option<PathBuf>,
     /// Textual inversion to load, asked for by its token; may be given several times
@@ -180,24 +183,33 @@ pub struct ServeArgs {
     /// Port to listen on; 0 takes a free one
     #[arg(long, value_name = "PORT", env = "PORT", default_value = "7860")]
     pub port: u16,
-    /// Origins whose web pages may call, separated by commas; * is all [default: localhost]
-    #[arg(long, value_name = "ORIGINS", env = "ALLOW_ORIGINS")]
-    pub allow_origins: Option<String>,
     /// Jobs that may wait while one runs
     #[arg(long, value_name = "N", env = "AQUATINT_QUEUE_SIZE", default_value = "32", value_parser = number(0..=100_000))]
     pub queue_size: usize,
     /// Seconds that running jobs get when the server is told to stop
     #[arg(long, value_name = "S", env = "AQUATINT_DRAIN_SECONDS", default_value = "30")]
     pub drain_seconds: u64,
+    /// Answer /health with 503 until the model is loaded, for platforms whose only probe it is
+    #[arg(long, env = "AQUATINT_HEALTH_UNTIL_READY", value_parser = FalseyValueParser::new())]
+    pub health_until_ready: bool,
     /// Folder of LoRAs that requests may name, each by its file name without .safetensors
     #[arg(long, value_name = "DIR", env = "AQUATINT_LORA_DIR")]
     pub lora_dir: Option<PathBuf>,
     /// Folder of a BLIP captioning model, for --refine-mode caption
     #[arg(long, value_name = "DIR", env = "SD_CAPTION_MODEL_ID")]
     pub caption_model: Option<PathBuf>,
+    /// How small PNGs are made, at the cost of time
+    #[arg(long, value_name = "LEVEL", env = "AQUATINT_PNG_COMPRESSION", default_value = "fast")]
+    pub png_compression: PngCompression,
     /// How log lines look
     #[arg(long, value_name = "FORMAT", env = "AQUATINT_LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,
+    /// Log the end of each stage of a job (start, step, decode) with the time it took
+    #[arg(long, env = "AQUATINT_LOG_STAGES", value_parser = FalseyValueParser::new())]
+    pub log_stages: bool,
+    #[command(flatten)]
+    /// What RunPod tells its containers.
+    pub runpod: RunPod,
     #[command(flatten)]
     /// What the engine and its queue take on.
     pub capacity: Capacity,
@@ -205,11 +217,73 @@ pub struct ServeArgs {
     /// What requests get unless they say otherwise.
     pub defaults: Defaults,
     #[command(flatten)]
+    /// The policy towards clients.
+    pub edge: EdgeArgs,
+    #[command(flatten)]
     /// The model.
     pub model: ModelArgs,
     #[command(flatten)]
     /// Variables that are understood and have no effect yet.
     pub unused: Unused,
+}
+
+/// The policy towards clients.
+#[derive(Args, Clone, Debug)]
+pub struct EdgeArgs {
+    /// Origins whose web pages may call, separated by commas; * is all [default: localhost]
+    #[arg(long, value_name = "ORIGINS", env = "ALLOW_ORIGINS")]
+    pub allow_origins: Option<String>,
+    /// Key that opens the server, as a bearer token, or as the Basic password on /sdapi; may be given several times.
+    /// Other users of this machine can read it off the command line: prefer the variable or the file
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "AQUATINT_API_KEYS",
+        hide_env_values = true,
+        value_delimiter = ','
+    )]
+    pub api_key: Vec<Secret>,
+    /// File of such keys, one a line
+    #[arg(long, value_name = "FILE", env = "AQUATINT_API_KEY_FILE")]
+    pub api_key_file: Option<PathBuf>,
+    /// Requests for work that one caller may send at once, and in each minute from then on
+    #[arg(long, value_name = "N", env = "AQUATINT_RATE_LIMIT", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub rate_limit: Option<u32>,
+    /// Take the last address of X-Forwarded-For for the caller's: only behind a proxy that sets it
+    #[arg(long, env = "AQUATINT_BEHIND_PROXY", value_parser = FalseyValueParser::new())]
+    pub behind_proxy: bool,
+    /// Largest body of a request in MiB; some routes take less
+    #[arg(long, value_name = "MIB", env = "AQUATINT_MAX_BODY_MIB", default_value = "64", value_parser = number(1..=1024))]
+    pub max_body_mib: usize,
+    /// Connections that may be open at a time; more wait
+    #[arg(long, value_name = "N", env = "AQUATINT_MAX_CONNECTIONS", default_value = "900", value_parser = number(1..=1_000_000))]
+    pub max_connections: usize,
+}
+
+/// What RunPod tells its containers.
+#[derive(Args, Clone, Debug)]
+pub struct RunPod {
+    /// Another port for GET /ping alone, as RunPod's load balancer may ask for
+    #[arg(long, value_name = "PORT", env = "PORT_HEALTH")]
+    pub health_port: Option<u16>,
+    /// Where a RunPod queue worker takes its jobs; $ID stands for the worker. Needs curl
+    #[arg(long, value_name = "URL", env = "RUNPOD_WEBHOOK_GET_JOB", value_parser = web_address)]
+    pub runpod_get_job: Option<String>,
+    /// Where it hands results over; $RUNPOD_POD_ID stands for the worker, $ID for the job
+    #[arg(long, value_name = "URL", env = "RUNPOD_WEBHOOK_POST_OUTPUT", value_parser = web_address)]
+    pub runpod_post_output: Option<String>,
+    /// Where it says that it lives
+    #[arg(long, value_name = "URL", env = "RUNPOD_WEBHOOK_PING", value_parser = web_address)]
+    pub runpod_ping: Option<String>,
+    /// Milliseconds between two pings
+    #[arg(long, value_name = "MS", env = "RUNPOD_PING_INTERVAL", default_value = "10000", value_parser = number(10..=3_600_000))]
+    pub runpod_ping_interval: usize,
+    /// The worker
+    #[arg(long, value_name = "ID", env = "RUNPOD_POD_ID", default_value = "aquatint")]
+    pub runpod_pod_id: String,
+    /// What proves it; only from the environment, as arguments are for all to see
+    #[arg(long, hide = true, env = "RUNPOD_AI_API_KEY", hide_env_values = true)]
+    pub runpod_ai_api_key: Option<Secret>,
 }
 
 /// What the engine and its queue take on.
@@ -273,9 +347,22 @@ pub struct Defaults {
     /// Scheduler by its diffusers or web UI name [default: the model's]
     #[arg(long, value_name = "NAME", env = "SD_SCHEDULER", value_parser = scheduler)]
     pub scheduler: Option<String>,
+    /// A model that stands in for one that is not here, for example FLUX.1-dev=FLUX.1-schnell; may be given
+    /// several times
+    #[arg(long, value_name = "ASKED=USED", env = "AQUATINT_MODEL_FALLBACK", value_delimiter = ',', value_parser = fallback)]
+    pub model_fallback: Vec<Fallback>,
     /// How /refine works
     #[arg(long, value_name = "MODE", env = "REFINE_MODE", default_value = "img2img")]
     pub refine_mode: RefineMode,
+}
+
+/// A model that stands in for another.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fallback {
+    /// The model that is asked for and not here.
+    pub asked: String,
+    /// The model that is used.
+    pub used: String,
 }
 
 /// Pictures a request may ask for.
@@ -425,7 +512,7 @@ fn in_range(text: &str, low: f64, high: f64) -> Result<f64, String> {
 fn lora(text: &str) -> Result<LoraChoice, String> {
     let (path, scale) = match text.rsplit_once(':') {
         // A colon may also belong to the file's name.
-        Some(_) if std::path::Path::new(text).exists() => (text, 1.0),
+        Some(_) if Path::new(text).exists() || builtin::file(Path::new(text)).is_some() => (text, 1.0),
         Some((path, scale)) => {
             let number = scale.parse().ok().filter(|s: &f64| s.is_finite());
             (path, number.ok_or_else(|| format!("the scale {scale:?} is not a number"))?)
@@ -436,6 +523,25 @@ fn lora(text: &str) -> Result<LoraChoice, String> {
         return Err("FILE or FILE:SCALE is needed".into());
     }
     Ok(LoraChoice::new(path, scale))
+}
+
+fn web_address(text: &str) -> Result<String, String> {
+    let known = text.starts_with("http://") || text.starts_with("https://");
+    if known {
+        Ok(text.to_owned())
+    } else {
+        Err("a URL that starts with https:// or http:// is needed".into())
+    }
+}
+
+/// `ASKED=USED`.
+fn fallback(text: &str) -> Result<Fallback, String> {
+    match text.split_once('=').map(|(asked, used)| (asked.trim(), used.trim())) {
+        Some((asked, used)) if !asked.is_empty() && !used.is_empty() => {
+            Ok(Fallback { asked: asked.to_owned(), used: used.to_owned() })
+        }
+        _ => Err("ASKED=USED is needed: two model names".into()),
+    }
 }
 
 fn no_flux(_: &str) -> Result<String, String> {

@@ -11,8 +11,8 @@ cargo build --release --quiet --bench kernels
 for _ in $(seq "${ROUNDS:-3}"); do
     for filter in "${@:-}"; do
         RAYON_NUM_THREADS=2 cargo bench --quiet --bench kernels -- $filter >"$names"
-        # "name    time: [low median high]": the low end of the confidence interval, in whichever unit.
-        awk '/^[a-z_0-9]+$/ { name = $1 } /time: *\[/ { if ($1 != "time:") name = $1; sub(/.*\[/, ""); print name, $1, $2 }' "$names" >>"$ours"
+        # "kernels/name    time: [low median high]": the low end of the confidence interval, in whichever unit.
+        awk '/^kernels\// { name = substr($1, 9) } /time: *\[/ { sub(/.*\[/, ""); print name, $1, $2 }' "$names" >>"$ours"
         awk '{ print $1 }' "$ours" | sort -u | "$python" benches/peers/ops.py >>"$peer"
     done
 done
@@ -22,7 +22,6 @@ NANOSECONDS = {"ns": 1, "us": 1e3, "µs": 1e3, "ms": 1e6, "s": 1e9}
 ours, peer = {}, {}
 for line in open(sys.argv[1]):
     name, value, unit = line.split()
-    name = name.rstrip("/")
     ours[name] = min(ours.get(name, 1e99), float(value) * NANOSECONDS[unit])
 for line in open(sys.argv[2]):
     name, value = line.split()

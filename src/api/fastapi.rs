@@ -1,21 +1,12 @@
 //! FastAPI's shapes: what clients of the replaced service read when something is wrong.
 
-use std::future::poll_fn;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
-use std::task::Poll;
-use std::time::Instant;
-
 use axum::Json;
-use axum::body::{Body, to_bytes};
 use axum::extract::Request;
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
-use axum::middleware::Next;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
-use super::{ENDPOINTS, json_error};
-use crate::queue::Refusal;
+use super::{ENDPOINTS, body, json_error};
 
 /// An answer that is not 200: `{"detail": ...}`.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,17 +31,6 @@ impl ApiError {
     }
 }
 
-impl From<Refusal> for ApiError {
-    fn from(refusal: Refusal) -> Self {
-        let status = match refusal.is_callers_own() {
-            true => StatusCode::TOO_MANY_REQUESTS,
-            false => StatusCode::SERVICE_UNAVAILABLE,
-        };
-        let detail = Value::from(refusal.to_string());
-        Self { status, detail, retry_after_s: Some(refusal.retry_after_s()) }
-    }
-}
-
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(json!({ "detail": self.detail }))).into_response();
@@ -61,10 +41,10 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// 405 with the method that is allowed.
-pub fn method_not_allowed(allowed: &Method) -> Response {
+/// 405 with the methods that are allowed.
+pub fn method_not_allowed(allowed: &str) -> Response {
     let error = ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
-    ([(header::ALLOW, allowed.to_string())], error).into_response()
+    ([(header::ALLOW, allowed.to_owned())], error).into_response()
 }
 
 /// 404, or 307 to the same path without its trailing slash where that is a route.
@@ -72,10 +52,7 @@ pub async fn not_found(uri: Uri, headers: HeaderMap) -> Response {
     let path = uri.path().trim_end_matches('/');
     if path.len() < uri.path().len() && ENDPOINTS.contains(&path) {
         let query = uri.query().map(|q| format!("?{q}")).unwrap_or_default();
-        let location = match headers.get(header::HOST).and_then(|h| h.to_str().ok()) {
-            Some(host) => format!("{}://{host}{path}{query}", scheme(&headers)),
-            None => format!("{path}{query}"),
-        };
+        let location = format!("{}{path}{query}", origin(&headers).unwrap_or_default());
         if let Ok(location) = HeaderValue::try_from(location) {
             return (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, location)]).into_response();
         }
@@ -83,16 +60,18 @@ pub async fn not_found(uri: Uri, headers: HeaderMap) -> Response {
     ApiError::new(StatusCode::NOT_FOUND, "Not Found").into_response()
 }
 
-/// Behind a proxy that ends TLS, a redirect to http would be refused by the browser.
-fn scheme(headers: &HeaderMap) -> &'static str {
+/// This server as the client called it, for example `http://localhost:7860`.
+pub(super) fn origin(headers: &HeaderMap) -> Option<String> {
+    let host = headers.get(header::HOST)?.to_str().ok()?;
+    // Behind a proxy that ends TLS, a link to http would be refused by the browser.
     let https = headers.get("x-forwarded-proto").is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"https"));
-    if https { "https" } else { "http" }
+    Some(format!("{}://{host}", if https { "https" } else { "http" }))
 }
 
 /// The body of a route that takes any JSON object, of at most `limit_bytes`, checked in FastAPI's order.
 pub async fn dict_body(request: Request, limit_bytes: usize) -> Result<Map<String, Value>, ApiError> {
-    let is_json = is_json(request.headers());
-    let bytes = read(request, limit_bytes).await?;
+    let is_json = body::is_json(request.headers());
+    let bytes = body::read(request, limit_bytes).await?;
     if bytes.is_empty() {
         return Err(missing_body());
     }
@@ -103,34 +82,6 @@ pub async fn dict_body(request: Request, limit_bytes: usize) -> Result<Map<Strin
         Value::Object(map) => Ok(map),
         other => Err(not_a_dict(other)),
     }
-}
-
-async fn read(request: Request, limit_bytes: usize) -> Result<axum::body::Bytes, ApiError> {
-    let too_large = || {
-        let mib = limit_bytes >> 20;
-        let text = format!("Request body is too large: at most {mib} MiB are accepted.");
-        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, text)
-    };
-    let length =
-        request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
-    if length.is_some_and(|length| length > limit_bytes as u64) {
-        return Err(too_large());
-    }
-    to_bytes(request.into_body(), limit_bytes).await.map_err(|error| {
-        // axum says "length limit exceeded" in the source of its error, and a broken connection otherwise.
-        let over = std::error::Error::source(&error).is_some_and(|s| s.to_string().contains("limit"));
-        if over { too_large() } else { ApiError::new(StatusCode::BAD_REQUEST, "The request body broke off.") }
-    })
-}
-
-/// FastAPI reads `application/json` and `application/*+json` and takes everything else as a text.
-fn is_json(headers: &HeaderMap) -> bool {
-    let Some(value) = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()) else {
-        return false;
-    };
-    let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    let subtype = essence.strip_prefix("application/");
-    subtype.is_some_and(|subtype| subtype == "json" || subtype.ends_with("+json"))
 }
 
 /// Parses JSON; errors carry the position and the words of Python's `json` module.
@@ -155,27 +106,4 @@ fn missing_body() -> ApiError {
 fn not_a_dict(input: Value) -> ApiError {
     let msg = "Input should be a valid dictionary";
     ApiError::invalid(json!([{"type": "dict_type", "loc": ["body"], "msg": msg, "input": input}]))
-}
-
-/// Logs each request, and turns a handler's panic into a 500 that still passes the CORS layer: without its headers
-/// a browser shows every error as "Failed to fetch".
-pub async fn log_and_catch(request: Request, next: Next) -> Response {
-    let started = Instant::now();
-    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let mut response = pin!(next.run(request));
-    let polled = poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| response.as_mut().poll(cx))) {
-        Ok(poll) => poll.map(Some),
-        Err(_) => Poll::Ready(None),
-    });
-    let response = polled.await.unwrap_or_else(|| {
-        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error").into_response()
-    });
-    let (status, elapsed_ms) = (response.status().as_u16(), started.elapsed().as_millis() as u64);
-    // Every open page asks for /health every few hundred milliseconds.
-    if path == "/health" {
-        tracing::debug!(%method, path, status, elapsed_ms, "request");
-    } else {
-        tracing::info!(%method, path, status, elapsed_ms, "request");
-    }
-    response.map(Body::new)
 }

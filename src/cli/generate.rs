@@ -21,6 +21,8 @@ pub(super) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let targets = targets(args.out.as_deref(), seed, args.num_images)?;
     let choice = Choice::new(&args.model)?;
     use_threads(args.model.threads)?;
+    // Nobody waits for the file but its reader.
+    picture::use_png_compression(picture::PngCompression::Balanced);
 
     let mut backend = PipelineBackend::load(&choice.source, &choice.options)?;
     backend.set_loras(&choice.loras)?;

@@ -11,6 +11,7 @@ use crate::settings::{Cli, Command, LogFormat};
 mod generate;
 mod model;
 mod models;
+mod runpod;
 mod serve;
 
 /// Why a command did not do its work, in one line.
@@ -97,29 +98,32 @@ fn one_line(text: &str) -> String {
 pub fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Generate(args) => {
-            log_to_stderr(LogFormat::Text, "warn");
+            log_to_stderr(LogFormat::Text, "warn", false);
             generate::run(&args)
         }
         Command::Serve(args) => {
-            log_to_stderr(args.log_format, "info");
+            log_to_stderr(args.log_format, "info", args.log_stages);
             serve::run(*args)
         }
         Command::Models(args) => models::run(&args),
     }
 }
 
-/// `level` holds where `AQUATINT_LOG` does not say otherwise.
-fn log_to_stderr(format: LogFormat, level: &str) {
+/// `level` holds where `AQUATINT_LOG` does not say otherwise. With `stages` each stage of a job has a line at its end.
+fn log_to_stderr(format: LogFormat, level: &str, stages: bool) {
     use std::io::IsTerminal;
-    let filter = tracing_subscriber::EnvFilter::try_from_env("AQUATINT_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+    use tracing_subscriber::EnvFilter;
+    use tracing_subscriber::fmt::format::FmtSpan;
+    let level = if stages { format!("{level},aquatint::engine=debug") } else { level.to_owned() };
+    let filter = EnvFilter::try_from_env("AQUATINT_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_span_events(if stages { FmtSpan::CLOSE } else { FmtSpan::NONE })
         .with_ansi(std::io::stderr().is_terminal());
     match format {
         LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
+        LogFormat::Json => builder.json().flatten_event(true).with_span_list(stages).init(),
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use aquatint_models::checkpoint::builtin;
 use aquatint_models::checkpoint::safetensors_file::SafetensorsFile;
 use aquatint_models::pipeline::{self, LoadOptions, ModelSource, Pipeline};
 
 use super::Failure;
 use crate::engine::pipeline::PipelineBackend;
-use crate::engine::{EngineError, LoraChoice, ModelEntry};
+use crate::engine::{EngineError, LoraChoice, ModelEntry, Preset};
 use crate::settings::{DeviceChoice, ModelArgs, Precision, RefineMode, ServeArgs};
 
 /// What to load, and the LoRAs to merge into it.
@@ -28,7 +29,9 @@ impl Choice {
         if let Some(refiner) = &args.refiner {
             folder("--refiner", refiner, DIFFUSERS)?;
         }
-        let lcm = args.lcm_lora.iter().map(|path| LoraChoice { path: path.clone(), scale: 1.0, lcm: true });
+        let source = source("--model", args.model.as_deref())?;
+        let lcm = lcm_lora(args.lcm_lora.as_deref(), &source);
+        let lcm = lcm.map(|path| LoraChoice { path, scale: 1.0, preset: Some(Preset::LCM_LORA) });
         let loras: Vec<_> = args.lora.iter().cloned().chain(lcm).collect();
         for lora in &loras {
             weights_file("--lora", &lora.path)?;
@@ -55,7 +58,7 @@ impl Choice {
             refiner_starts_at: Some(args.denoising_end),
             textual_inversions: args.textual_inversion.clone(),
         };
-        Ok(Self { source: source("--model", args.model.as_deref())?, options, loras })
+        Ok(Self { source, options, loras })
     }
 }
 
@@ -64,6 +67,15 @@ pub(super) fn use_threads(threads: Option<usize>) -> Result<(), Failure> {
     let Some(threads) = threads else { return Ok(()) };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
     pool.build_global().map_err(|error| Failure::Other(format!("--threads {threads}: {error}")))
+}
+
+/// The LCM-LoRA to merge. The built-in model has one of its own, which is merged unless `none` is asked for.
+fn lcm_lora(asked: Option<&Path>, source: &ModelSource) -> Option<PathBuf> {
+    match asked {
+        Some(path) if path == Path::new("none") => None,
+        Some(path) => Some(path.to_owned()),
+        None => (*source == ModelSource::Builtin && builtin::TRAINED).then(|| builtin::LCM_LORA.into()),
+    }
 }
 
 fn source(flag: &str, model: Option<&str>) -> Result<ModelSource, Failure> {

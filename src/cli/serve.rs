@@ -3,15 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use aquatint_models::pipeline::ModelSource;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Failure;
 use super::model::{Choice, caption_model, registry, use_threads};
-use crate::api::cors::Origins;
-use crate::api::{App, LoraRegistry, server};
+use super::runpod::{Worker, health_port};
+use crate::api::edge::Edge;
+use crate::api::{App, Jobs, LoraRegistry, Operations, server};
 use crate::engine::pipeline::PipelineBackend;
-use crate::engine::{Engine, EngineError, EngineSettings, ModelEntry};
+use crate::engine::{Engine, EngineError, EngineSettings, ModelEntry, Preset};
+use crate::picture::use_png_compression;
 use crate::queue::{JobQueue, Limits, LocalQueue};
 use crate::settings::{Capacity, ServeArgs, is_loopback, limit};
 
@@ -29,11 +32,15 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
             .map_err(|error| Failure::BadInput(format!("--lora-dir {}: {error}", folder.display())))?,
         None => LoraRegistry::default(),
     };
+    let loras = if choice.source == ModelSource::Builtin { loras.with_builtin() } else { loras };
+    let edge = Edge::new(&args.edge).map_err(Failure::BadInput)?;
     use_threads(args.model.threads)?;
-    let lcm = choice.loras.iter().any(|lora| lora.lcm);
+    use_png_compression(args.png_compression);
     let models = registry(&args, &choice, caption_model)?;
+    let of_loras = choice.loras.iter().rev().find_map(|lora| lora.preset);
+    let preset = of_loras.or(models.first().and_then(|model| model.info.as_ref()?.preset));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(other)?;
-    let served = runtime.block_on(serve(args, models, lcm, loras));
+    let served = runtime.block_on(serve(args, edge, models, preset, loras));
     // Connections that outlived the drain deadline must not keep the program.
     runtime.shutdown_background();
     served
@@ -41,8 +48,9 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
 
 async fn serve(
     args: ServeArgs,
+    edge: Edge,
     models: Vec<ModelEntry<PipelineBackend>>,
-    lcm: bool,
+    preset: Option<Preset>,
     loras: LoraRegistry,
 ) -> Result<(), Failure> {
     let address = format!("{}:{}", args.host, args.port);
@@ -50,8 +58,10 @@ async fn serve(
         .await
         .map_err(|error| Failure::Other(format!("cannot listen on {address}: {error}")))?;
     let local = listener.local_addr().map_err(other)?;
-    if !is_loopback(&args.host) {
-        tracing::warn!("{local} can be reached from other machines, and no API key is asked for");
+    if !is_loopback(&args.host) && edge.keys.is_open() {
+        tracing::warn!(
+            "{local} can be reached from other machines, and no API key is asked for: see --api-key"
+        );
     }
     let queue = LocalQueue::with_limits(limits(&args));
     let (engine, thread) =
@@ -60,22 +70,31 @@ async fn serve(
         queue: Arc::new(queue.clone()),
         engine: engine.clone(),
         defaults: Arc::new(args.defaults),
-        lcm,
+        preset,
         loras: Arc::new(loras),
+        operations: Operations { health_until_ready: args.health_until_ready, ..Operations::default() },
+        jobs: Jobs::default(),
+        images: Arc::default(),
+        webui: Arc::default(),
     };
     tokio::spawn(announce(engine.clone()));
+    if let Some(port) = args.runpod.health_port.filter(|port| *port != local.port()) {
+        tokio::spawn(health_port(&args.host, port, app.clone()).await?);
+    }
+    let worker = Worker::start(&args.runpod, app.clone());
     tracing::info!("listening on http://{local}");
 
+    let drain = Duration::from_secs(args.drain_seconds);
     let mut broken = None;
     let stop = async {
         tokio::select! {
             () = told_to_stop() => {}
             error = engine.failed() => broken = Some(error),
         }
+        // A job that RunPod handed out is finished first.
+        let _in_time = tokio::time::timeout(drain, worker.stop()).await;
     };
-    let origins = Origins::new(args.allow_origins.as_deref());
-    let drain = Duration::from_secs(args.drain_seconds);
-    server::serve(listener, app, origins, stop, drain).await.map_err(other)?;
+    server::serve(listener, app, edge, stop, drain).await;
     queue.close();
     let joined = tokio::task::spawn_blocking(|| thread.join().is_ok());
     if tokio::time::timeout(JOIN_TIMEOUT, joined).await.is_err() {
@@ -123,7 +142,7 @@ async fn announce(engine: Engine) {
     }
 }
 
-/// Ctrl-C or SIGTERM; a second one ends the program at once.
+/// Ctrl-C or SIGTERM; a second one ends the program at once, with the code that shells give to a signal's victims.
 async fn told_to_stop() {
     let (Ok(mut interrupt), Ok(mut terminate)) =
         (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
@@ -133,14 +152,14 @@ async fn told_to_stop() {
     };
     let mut next = async move || {
         tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+            _ = interrupt.recv() => SignalKind::interrupt(),
+            _ = terminate.recv() => SignalKind::terminate(),
         }
     };
     next().await;
     tokio::spawn(async move {
-        next().await;
-        std::process::exit(1);
+        let signal = next().await;
+        std::process::exit(128 + signal.as_raw_value());
     });
 }
 

@@ -39,6 +39,8 @@ pub struct Job {
     pub progress: Observer,
     /// When it was submitted.
     pub submitted: Instant,
+    /// The request it came with: what the log says of the job is said under its id.
+    pub span: tracing::Span,
     /// The place in the queue; dropped with the job, whatever becomes of it.
     pub place: Box<dyn Seat>,
 }

@@ -15,7 +15,8 @@ pub struct Histogram<const N: usize> {
 }
 
 impl<const N: usize> Histogram<N> {
-    fn new(bounds: [f64; N]) -> Self {
+    /// Empty, with these upper bounds.
+    pub fn new(bounds: [f64; N]) -> Self {
         let buckets = std::array::from_fn(|_| AtomicU64::new(0));
         Self { bounds, buckets, beyond: AtomicU64::new(0), sum: AtomicU64::new(0) }
     }

@@ -17,7 +17,9 @@ mod scheduler;
 mod task;
 mod watchdog;
 
-pub use aquatint_models::pipeline::{GenerationRequest, LoraChoice, Mode, ModelInfo};
+pub use aquatint_models::pipeline::{
+    GenerationRequest, Interpolation, LoraChoice, MaskedContent, Mode, ModelInfo, Preset, Variation,
+};
 pub use backend::{Backend, Denoising};
 pub use error::EngineError;
 pub use handle::{Engine, EngineSettings, ModelStatus, Phase, Running, Status};

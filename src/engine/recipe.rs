@@ -3,7 +3,7 @@
 use aquatint_models::sampler::SamplerSettings;
 use serde::Serialize;
 
-use super::{GenerationRequest, LoraChoice, Mode, ModelInfo};
+use super::{GenerationRequest, LoraChoice, Mode, ModelInfo, Variation};
 
 /// A picture's recipe, complete: the model's defaults are filled in.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -30,12 +30,18 @@ pub struct Recipe {
     pub mode: &'static str,
     /// The part of the schedule an initial picture went through.
     pub strength: Option<f64>,
+    /// What else determined it, as the web UI calls and orders it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub extra: Vec<(&'static str, String)>,
     /// The LoRAs in the model.
     pub loras: Vec<Lora>,
     /// The model's name.
     pub model: String,
     /// The model's family.
     pub family: &'static str,
+    /// What the model or a LoRA in it was found to be distilled to; the defaults were of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preset: Option<&'static str>,
     /// The version of this program.
     pub version: &'static str,
 }
@@ -57,6 +63,7 @@ impl Recipe {
         info: &ModelInfo,
         loras: &[LoraChoice],
     ) -> Self {
+        let preset = loras.iter().rev().find_map(|lora| lora.preset).or(info.preset);
         let (mode, strength) = match &request.mode {
             Mode::TextToImage => ("text-to-image", None),
             Mode::ImageToImage { strength, .. } => ("image-to-image", Some(*strength)),
@@ -74,9 +81,11 @@ impl Recipe {
             clip_skip: request.clip_skip,
             mode,
             strength,
+            extra: variation(request),
             loras: loras.iter().map(|l| Lora { name: lora_name(l), scale: l.scale }).collect(),
             model: info.name.clone(),
             family: info.family.name(),
+            preset: preset.map(|preset| preset.name),
             version: env!("CARGO_PKG_VERSION"),
         }
     }
@@ -103,6 +112,7 @@ impl Recipe {
             // There 1 means the last layer, which is 0 here.
             fields.push(("Clip skip", (self.clip_skip + 1).to_string()));
         }
+        fields.extend(self.extra.iter().cloned());
         fields.push(("Version", format!("aquatint {}", self.version)));
         let fields: Vec<_> =
             fields.iter().map(|(name, value)| format!("{name}: {}", quoted(value))).collect();
@@ -113,6 +123,15 @@ impl Recipe {
         // `<lora:name:scale>` in the prompt is how the web UI writes LoRAs, and how it finds them again.
         let loras: String = self.loras.iter().map(|l| format!(" <lora:{}:{}>", l.name, l.scale)).collect();
         format!("{}{loras}{negative}\n{}", self.prompt, fields.join(", "))
+    }
+}
+
+fn variation(request: &GenerationRequest) -> Vec<(&'static str, String)> {
+    match request.variation {
+        Some(Variation { seed, strength }) => {
+            vec![("Variation seed", seed.to_string()), ("Variation seed strength", strength.to_string())]
+        }
+        None => Vec::new(),
     }
 }
 
@@ -153,6 +172,7 @@ mod tests {
             scheduler: "Euler".into(),
             inpainting_unet: false,
             random_weights: false,
+            preset: None,
         };
         let mut request = GenerationRequest::new("a red apple, on a table", 42);
         request.negative_prompt = Some("blurry".into());

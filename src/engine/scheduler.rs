@@ -160,6 +160,7 @@ impl<'a, B: Backend> Scheduler<'a, B> {
     /// Makes a waiting job a task, and says which.
     fn begin(&mut self, job: Job) -> Option<usize> {
         self.shared.meter.wait_s.record_time(job.submitted.elapsed());
+        tracing::debug!(parent: &job.span, wait_ms = job.submitted.elapsed().as_millis() as u64, "begun");
         let model = match self.registry.find(job.work.model.as_deref()) {
             Ok(model) => model,
             Err(error) => {
@@ -186,6 +187,14 @@ impl<'a, B: Backend> Scheduler<'a, B> {
             return self.finish(at, Ok(pictures), false);
         }
         let (model, loras) = (task.model, task.loras.clone());
+        // Each call of the model is a span; a step's is made where its batch is known.
+        let stage = match action {
+            Action::Caption(picture) => tracing::debug_span!(parent: &task.job.span, "caption", picture),
+            Action::Start(picture) => tracing::debug_span!(parent: &task.job.span, "start", picture),
+            Action::Decode(making) => tracing::debug_span!(parent: &task.job.span, "decode", making),
+            Action::Step | Action::Finish => tracing::Span::none(),
+        };
+        let _entered = stage.enter();
         let ready = match action {
             Action::Caption(_) => self.registry.ensure_loaded(CAPTIONER),
             _ => self.registry.prepare(model, &loras),
@@ -251,6 +260,11 @@ impl<'a, B: Backend> Scheduler<'a, B> {
     fn step(&mut self, at: usize) -> Result<(), End> {
         let model = self.tasks[at].model;
         let members = self.batch(at);
+        let stage = tracing::debug_span!(parent: &self.tasks[at].job.span, "step", batch = members.len());
+        for &(other, _) in &members {
+            stage.follows_from(&self.tasks[other].job.span);
+        }
+        let _entered = stage.enter();
         let (faults, time) = self.step_together(model, &members);
         let units = members.iter().filter_map(|&(t, m)| {
             let (task, info) = (&self.tasks[t], self.registry.info(model)?);
@@ -382,7 +396,7 @@ impl<'a, B: Backend> Scheduler<'a, B> {
             Ok(_) => meter.jobs_done.add(1),
             Err(EngineError::Cancelled) => meter.jobs_cancelled.add(1),
             Err(error) => {
-                tracing::warn!(%error, "no picture");
+                tracing::warn!(parent: &job.span, %error, "no picture");
                 meter.jobs_failed.add(1);
             }
         }

@@ -23,8 +23,8 @@ impl Key {
             let mut hasher = DefaultHasher::new();
             salt.hash(&mut hasher);
             model.hash(&mut hasher);
-            for LoraChoice { path, scale, lcm } in loras {
-                (path, scale.to_bits(), lcm).hash(&mut hasher);
+            for LoraChoice { path, scale, preset } in loras {
+                (path, scale.to_bits(), preset.map(|p| p.name)).hash(&mut hasher);
             }
             for image in based_on {
                 hash_picture(image, &mut hasher);
@@ -49,13 +49,18 @@ fn hash_request(request: &GenerationRequest, hasher: &mut impl Hasher) {
         num_inference_steps,
         guidance_scale,
         seed,
+        variation,
         scheduler,
         clip_skip,
         mode,
+        latent_resize,
+        masked_content,
         micro_conditioning,
     } = request;
     (prompt, negative_prompt, width, height, num_inference_steps).hash(hasher);
     (guidance_scale.map(f64::to_bits), seed, scheduler, clip_skip).hash(hasher);
+    variation.map(|v| (v.seed, v.strength.to_bits())).hash(hasher);
+    (latent_resize, masked_content).hash(hasher);
     let micro = micro_conditioning;
     (micro.original_size, micro.crops_coords_top_left, micro.target_size).hash(hasher);
     match mode {
@@ -201,6 +206,7 @@ mod tests {
             device: "cpu".into(),
             inpainting_unet: false,
             random_weights: true,
+            preset: None,
         };
         let recipe = Recipe::new(&GenerationRequest::new("a", 1), (10, 10), &info, &[]);
         let made = [Picture { image: RgbImage::new(10, 10), recipe, elapsed_ms: 1.0 }];

@@ -166,7 +166,7 @@ impl JobQueue for LocalQueue {
 
     fn submit(&self, place: Place, work: Work) -> Ticket {
         let (sender, receiver) = oneshot::channel();
-        let submitted = Instant::now();
+        let (submitted, span) = (Instant::now(), tracing::Span::current());
         let pictures = work.requests.len();
         let cache = self.shared.cache.as_ref();
         let key = cache.and_then(|_| Key::of(&work));
@@ -190,7 +190,7 @@ impl JobQueue for LocalQueue {
                 state.next_id += 1;
                 state
                     .waiting
-                    .push_back((id, Job { work, reply: sender, progress, submitted, place: place.0 }));
+                    .push_back((id, Job { work, reply: sender, progress, submitted, span, place: place.0 }));
                 drop(state);
                 self.shared.arrived.notify_one();
                 ticket.keep = key.zip(cache.cloned());

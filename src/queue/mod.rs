@@ -1,6 +1,9 @@
 //! Who may wait for the engine, how many, how long, and for how much.
 
-use crate::engine::Work;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::engine::{Seat, Work};
 
 pub mod admission;
 pub mod cache;
@@ -35,7 +38,32 @@ pub trait JobQueue: Send + Sync {
 }
 
 /// A place in the queue; whoever drops it last frees it.
-pub struct Place(pub(crate) Box<dyn crate::engine::Seat>);
+pub struct Place(pub(crate) Box<dyn Seat>);
+
+impl Place {
+    /// One place for two jobs that follow on each other: it is free once both are done.
+    pub fn shared(self) -> (Self, Self) {
+        let whole = Arc::new(Whole { place: self, begun: AtomicBool::new(false) });
+        (Self(Box::new(Half(whole.clone()))), Self(Box::new(Half(whole))))
+    }
+}
+
+/// A place that two jobs share.
+struct Whole {
+    place: Place,
+    begun: AtomicBool,
+}
+
+struct Half(Arc<Whole>);
+
+impl Seat for Half {
+    /// The second job is the first one going on.
+    fn begin(&self) {
+        if !self.0.begun.swap(true, Ordering::Relaxed) {
+            self.0.place.0.begin();
+        }
+    }
+}
 
 /// How full a queue is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]

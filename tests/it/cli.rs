@@ -150,7 +150,16 @@ fn settings_of_the_server_are_refused_by_name() {
         ("SD_STEPS", "0", &["SD_STEPS", "1..=150"]),
         ("SD_GUIDANCE", "x", &["SD_GUIDANCE", "0 to 30"]),
         ("PORT", "99999", &["PORT", "99999"]),
+        ("AQUATINT_MODEL_FALLBACK", "FLUX.1-dev", &["AQUATINT_MODEL_FALLBACK", "ASKED=USED"]),
+        ("PORT_HEALTH", "x", &["PORT_HEALTH"]),
+        ("RUNPOD_WEBHOOK_GET_JOB", "ftp://x", &["RUNPOD_WEBHOOK_GET_JOB", "https://"]),
         ("AQUATINT_LORA_DIR", "none", &["--lora-dir", "none"]),
+        ("AQUATINT_API_KEYS", "a,,b", &["--api-key", "empty"]),
+        ("AQUATINT_API_KEY_FILE", "none", &["--api-key-file none", "No such file"]),
+        ("AQUATINT_API_KEY_FILE", "/dev/null", &["--api-key-file /dev/null", "holds no key"]),
+        ("AQUATINT_RATE_LIMIT", "0", &["AQUATINT_RATE_LIMIT", "1..=1000000"]),
+        ("AQUATINT_MAX_BODY_MIB", "0", &["AQUATINT_MAX_BODY_MIB", "1..=1024"]),
+        ("AQUATINT_PNG_COMPRESSION", "9", &["AQUATINT_PNG_COMPRESSION", "none, fast, balanced, high"]),
     ];
     for (name, value, named) in table {
         let output = run(&folder, &[(name, value)], &["serve"]);

@@ -4,7 +4,10 @@
 use std::sync::Arc;
 
 use aquatint::engine::pipeline::PipelineBackend;
-use aquatint::engine::{Engine, EngineSettings, GenerationRequest, Mode, ModelEntry, Work};
+use aquatint::engine::{
+    Engine, EngineSettings, GenerationRequest, Interpolation, MaskedContent, Mode, ModelEntry, Variation,
+    Work,
+};
 use aquatint::queue::{Caller, Cost, JobQueue, LocalQueue, Ticket};
 use aquatint_models::pipeline::{LoadOptions, ModelSource, Pipeline};
 use image::{GrayImage, Luma, Rgb, RgbImage};
@@ -139,4 +142,48 @@ fn a_preview_has_a_pixel_for_each_latent() {
     let after = pipeline.preview(&denoising).unwrap();
     assert_eq!((before.dimensions(), after.dimensions()), ((8, 8), (8, 8)));
     assert_ne!(before, after, "it follows the latents");
+}
+
+/// What only some APIs ask for changes the picture, and by nothing else than what it says.
+#[test]
+fn variations_masks_and_latents_change_the_picture() {
+    let pipeline = Pipeline::load(&ModelSource::Builtin, &LoadOptions::default()).unwrap();
+    let make = |request: &GenerationRequest| pipeline.generate(request).unwrap();
+    let varied = |strength| GenerationRequest {
+        variation: Some(Variation { seed: 2, strength }),
+        scheduler: Some("Euler".into()),
+        ..request(1, 3)
+    };
+    let plain = |seed| make(&GenerationRequest { scheduler: Some("Euler".into()), ..request(seed, 3) });
+    // The second noise alone is the picture of its seed, as Euler draws no more.
+    assert_eq!(make(&varied(1.0)), plain(2));
+    assert_eq!(make(&varied(0.0)), plain(1));
+    let between = make(&varied(0.5));
+    assert!(between != plain(1) && between != plain(2));
+
+    let image = RgbImage::from_fn(64, 64, |x, y| Rgb([4 * x as u8, 4 * y as u8, 90]));
+    let start = |image: &RgbImage, latent_resize| GenerationRequest {
+        mode: Mode::ImageToImage { image: image.clone(), strength: 0.7 },
+        latent_resize,
+        ..request(1, 4)
+    };
+    // Of the same size there is nothing to resize.
+    let same = make(&start(&image, None));
+    assert_eq!(make(&start(&image, Some(Interpolation::Nearest))), same);
+    let half = image::imageops::thumbnail(&image, 32, 32);
+    let pixels = make(&start(&half, None));
+    let latents = [Interpolation::Nearest, Interpolation::Bilinear, Interpolation::Bicubic];
+    let latents = latents.map(|how| make(&start(&half, Some(how))));
+    assert!(latents.iter().all(|made| *made != pixels));
+    assert!(latents[0] != latents[1] && latents[1] != latents[2] && latents[0] != latents[2]);
+
+    let mask = GrayImage::from_fn(64, 64, |x, _| Luma([if x < 32 { 255 } else { 0 }]));
+    let content = |masked_content| GenerationRequest {
+        mode: Mode::Inpaint { image: image.clone(), mask: mask.clone(), strength: 0.7 },
+        masked_content,
+        ..request(1, 4)
+    };
+    let contents = [MaskedContent::Picture, MaskedContent::Noise, MaskedContent::Zeros];
+    let contents = contents.map(|masked_content| make(&content(masked_content)));
+    assert!(contents[0] != contents[1] && contents[1] != contents[2] && contents[0] != contents[2]);
 }

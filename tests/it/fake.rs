@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use aquatint::engine::{Backend, Denoising, EngineError, GenerationRequest, LoraChoice, ModelInfo};
+use aquatint::engine::{Backend, Denoising, EngineError, GenerationRequest, LoraChoice, ModelInfo, Preset};
 use aquatint_models::pipeline::Family;
 use image::{Rgb, RgbImage};
 
@@ -80,7 +80,7 @@ impl Script {
         self.loads.fetch_add(1, Ordering::SeqCst);
         match self.load_error.clone() {
             Some(error) => Err(error),
-            None => Ok(Fake { script: self, lcm: false }),
+            None => Ok(Fake { script: self, preset: None }),
         }
     }
 
@@ -128,7 +128,7 @@ fn next(state: u64) -> u64 {
 
 pub(crate) struct Fake {
     script: Script,
-    lcm: bool,
+    preset: Option<Preset>,
 }
 
 pub(crate) struct FakeDenoising {
@@ -162,12 +162,13 @@ impl Backend for Fake {
             family: Family::Sdxl,
             native_size_px: self.script.native_size_px,
             multiple_px: 8,
-            num_inference_steps: if self.lcm { 4 } else { 20 },
-            guidance_scale: if self.lcm { 1.0 } else { self.script.guidance_scale },
-            scheduler: if self.lcm { "LCMScheduler".into() } else { "EulerDiscreteScheduler".into() },
+            num_inference_steps: self.preset.map_or(20, |p| p.num_inference_steps),
+            guidance_scale: self.preset.map_or(self.script.guidance_scale, |p| p.guidance_scale),
+            scheduler: self.preset.and_then(|p| p.scheduler).unwrap_or("EulerDiscreteScheduler").into(),
             device: "cpu".into(),
             inpainting_unet: false,
             random_weights: true,
+            preset: self.preset,
         }
     }
 
@@ -175,7 +176,7 @@ impl Backend for Fake {
         self.script.call()?;
         std::thread::sleep(self.script.merge_time);
         self.script.loras.lock().unwrap().push(loras.to_vec());
-        self.lcm = loras.iter().any(|l| l.lcm);
+        self.preset = loras.iter().rev().find_map(|l| l.preset);
         match loras.iter().find(|l| l.path.ends_with("misfit.safetensors")) {
             Some(lora) => Err(EngineError::File {
                 path: lora.path.clone(),

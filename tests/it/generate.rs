@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Cursor;
 
 use aquatint::api::LoraRegistry;
-use aquatint::engine::{GenerationRequest, LoraChoice, Mode};
+use aquatint::engine::{GenerationRequest, LoraChoice, Mode, Preset};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
@@ -171,7 +171,7 @@ async fn temperature_moves_guidance_around_the_default() {
 
 #[tokio::test]
 async fn an_lcm_lora_brings_its_own_defaults() {
-    let lcm = LoraChoice { path: "lcm.safetensors".into(), scale: 1.0, lcm: true };
+    let lcm = LoraChoice { path: "lcm.safetensors".into(), scale: 1.0, preset: Some(Preset::LCM_LORA) };
     let flags = vec!["--steps", "30", "--guidance-scale", "7.5", "--scheduler", "DDIM"];
     let server = Setup { flags, always: vec![lcm], ..Setup::default() }.start();
     let body = json!({"prompt": "a", "aspectRatio": "1:1", "temperature": 0.3});
@@ -264,14 +264,15 @@ fn text_chunks(bytes: &[u8]) -> BTreeMap<String, String> {
 }
 
 /// `(body, what is answered)`; none of them reaches the model.
-fn refused() -> Vec<(Value, &'static str)> {
+fn refused() -> Vec<(Value, String)> {
     let ratios = "Invalid aspectRatio. Must be one of ['16:9', '1:1', '21:9', '2:3', '3:2', '3:4', '4:3', '4:5', '5:4', '9:16', 'Auto']";
     let prompt = "prompt field is required.";
-    let steps = "config.steps must be an integer from 1 to 150.";
-    let guidance = "config.guidanceScale must be a number from 0 to 30.";
-    let seed = "config.seed must be an integer from 0 to 18446744073709551615.";
-    let count = "config.numImages must be an integer from 1 to 8.";
-    let mut table = vec![
+    let steps = "config.steps must be an integer from 1 to 150, not";
+    let guidance = "config.guidanceScale must be a number from 0 to 30, not";
+    let seed = "config.seed must be an integer from 0 to 18446744073709551615, not";
+    let count = "config.numImages must be an integer from 1 to 8, not";
+    let not = |must: &str, bad: &Value| format!("{must} {bad}.");
+    let mut table = [
         (json!({}), prompt),
         (json!({"prompt": null, "aspectRatio": "1:1"}), prompt),
         (json!({"prompt": "", "aspectRatio": "1:1"}), prompt),
@@ -284,49 +285,56 @@ fn refused() -> Vec<(Value, &'static str)> {
         (json!({"prompt": "a"}), "aspectRatio field is required."),
         (json!({"prompt": "a", "aspectRatio": null}), "aspectRatio field is required."),
         (json!({"prompt": "a", "aspectRatio": ""}), "aspectRatio field is required."),
-    ];
+    ]
+    .map(|(body, text)| (body, text.to_owned()))
+    .to_vec();
     for ratio in
         [json!("1:2"), json!("auto"), json!("1:1 "), json!(1), json!(["1:1"]), json!({}), json!(false)]
     {
-        table.push((json!({"prompt": "a", "aspectRatio": ratio}), ratios));
+        table.push((json!({"prompt": "a", "aspectRatio": ratio}), ratios.to_owned()));
     }
     for t in [json!("hot"), json!(""), json!([1]), json!({}), json!(true), json!("nan"), json!("inf")] {
         table.push((
             json!({"prompt": "a", "aspectRatio": "1:1", "temperature": t}),
-            "temperature must be a number.",
+            "temperature must be a number.".to_owned(),
         ));
     }
     for config in [json!(5), json!("x"), json!([]), json!(true)] {
-        table.push((with(config), "config must be an object."));
+        let text = not("config must be an object, not", &config);
+        table.push((with(config), text));
     }
     for bad in
         [json!(0), json!(151), json!(-1), json!(1.5), json!("20"), json!(true), json!([20]), json!(1e300)]
     {
-        table.push((with(json!({"steps": bad})), steps));
+        table.push((with(json!({"steps": bad})), not(steps, &bad)));
     }
     for bad in [json!(-0.1), json!(30.1), json!("7"), json!(false), json!({})] {
-        table.push((with(json!({"guidance_scale": bad})), guidance));
+        table.push((with(json!({"guidance_scale": bad})), not(guidance, &bad)));
     }
     for bad in [json!(-2), json!(0.5), json!("1"), json!(1e30)] {
-        table.push((with(json!({"seed": bad})), seed));
+        table.push((with(json!({"seed": bad})), not(seed, &bad)));
     }
     for bad in [json!(0), json!(9), json!(-1), json!("2")] {
-        table.push((with(json!({"num_images": bad})), count));
+        table.push((with(json!({"num_images": bad})), not(count, &bad)));
     }
-    table.extend([
-        (with(json!({"negativePrompt": 5})), "config.negativePrompt must be a string."),
-        (with(json!({"scheduler": 5})), "config.scheduler must be a string."),
-        (with(json!({"strength": 1.5})), "config.strength must be a number from 0 to 1."),
-        (with(json!({"strength": -0.5})), "config.strength must be a number from 0 to 1."),
-        (with(json!({"lora": 5})), "config.lora must be a string."),
+    let more = [
+        (with(json!({"negativePrompt": 5})), "config.negativePrompt must be a string, not 5."),
+        (with(json!({"scheduler": 5})), "config.scheduler must be a string, not 5."),
+        (with(json!({"strength": 1.5})), "config.strength must be a number from 0 to 1, not 1.5."),
+        (with(json!({"strength": -0.5})), "config.strength must be a number from 0 to 1, not -0.5."),
+        (with(json!({"lora": 5})), "config.lora must be a string, not 5."),
         (with(json!({"lora": "../../etc/passwd"})), r#"Unknown lora "../../etc/passwd". Must be one of []"#),
-        (with(json!({"lora": "x", "loraScale": 9})), "config.loraScale must be a number from -4 to 4."),
-        (with(json!({"model": 5})), "config.model must be a string."),
+        (
+            with(json!({"lora": "x", "loraScale": 9})),
+            "config.loraScale must be a number from -4 to 4, not 9.",
+        ),
+        (with(json!({"model": 5})), "config.model must be a string, not 5."),
         (
             with(json!({"model": "/models/other"})),
             r#"Unknown model "/models/other". Must be one of ['fake']"#,
         ),
-    ]);
+    ];
+    table.extend(more.map(|(body, text)| (body, text.to_owned())));
     table
 }
 

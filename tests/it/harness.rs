@@ -1,17 +1,20 @@
 //! The server around the fake model: called directly, or over loopback.
 
+use std::convert::Infallible;
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use aquatint::api::cors::Origins;
-use aquatint::api::{App, LoraRegistry, router, server};
+use aquatint::api::edge::Edge;
+use aquatint::api::{App, LoraRegistry, Operations, router, server};
 use aquatint::engine::{Engine, EngineSettings, LoraChoice, ModelEntry};
 use aquatint::queue::{JobQueue, LocalQueue};
 use aquatint::settings::{Cli, Command};
-use axum::body::{Body, to_bytes};
+use axum::body::{Body, Bytes, HttpBody, to_bytes};
 use axum::http::{HeaderMap, Request, StatusCode};
 use clap::Parser;
 use serde_json::Value;
@@ -26,7 +29,7 @@ pub(crate) struct Server {
     pub(crate) app: App,
     pub(crate) queue: LocalQueue,
     pub(crate) script: Script,
-    origins: Origins,
+    pub(crate) edge: Edge,
 }
 
 /// How a server is started.
@@ -48,7 +51,7 @@ impl Setup {
         };
         let queue = LocalQueue::new(args.queue_size);
         let script = self.script.clone();
-        let lcm = self.always.iter().any(|l| l.lcm);
+        let preset = self.always.iter().rev().find_map(|l| l.preset);
         let model = ModelEntry::new("fake", move || script.clone().load()).with_loras(self.always);
         let settings = EngineSettings::default();
         let (engine, _thread) = Engine::spawn(vec![model], Arc::new(queue.clone()), settings).unwrap();
@@ -56,16 +59,34 @@ impl Setup {
             queue: Arc::new(queue.clone()),
             engine,
             defaults: Arc::new(args.defaults),
-            lcm,
+            preset,
             loras: Arc::new(self.loras),
+            operations: Operations { health_until_ready: args.health_until_ready, ..Operations::default() },
+            jobs: aquatint::api::Jobs::default(),
+            images: Arc::default(),
+            webui: Arc::default(),
         };
-        Server { app, queue, script: self.script, origins: Origins::new(args.allow_origins.as_deref()) }
+        Server { app, queue, script: self.script, edge: Edge::new(&args.edge).unwrap() }
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
         self.queue.close();
+    }
+}
+
+struct Endless;
+
+impl HttpBody for Endless {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<hyper::body::Frame<Bytes>, Infallible>>> {
+        Poll::Pending
     }
 }
 
@@ -103,12 +124,21 @@ impl Server {
         headers: &[(&str, &str)],
         body: &[u8],
     ) -> Answer {
+        self.call_with(method, path, headers, Body::from(body.to_vec())).await
+    }
+
+    /// A request whose body never comes.
+    pub(crate) async fn call_with_endless_body(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
+        self.call_with("POST", path, headers, Body::new(Endless)).await
+    }
+
+    async fn call_with(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Body) -> Answer {
         let mut request = Request::builder().method(method).uri(path).header("host", "testserver");
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let request = request.body(Body::from(body.to_vec())).unwrap();
-        let response = router(self.app.clone(), self.origins.clone()).oneshot(request).await.unwrap();
+        let request = request.body(body).unwrap();
+        let response = router(self.app.clone(), &self.edge).oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
         let body = to_bytes(body, usize::MAX).await.unwrap().to_vec();
         Answer { status: parts.status, headers: parts.headers, body }
@@ -131,8 +161,8 @@ impl Server {
         let stopped = async move {
             let _ = stopped.await;
         };
-        let (app, origins) = (self.app.clone(), self.origins.clone());
-        let served = tokio::spawn(server::serve(listener, app, origins, stopped, drain));
+        let (app, edge) = (self.app.clone(), self.edge.clone());
+        let served = tokio::spawn(server::serve(listener, app, edge, stopped, drain));
         Listening { server: self, address, stop: Some(stop), served }
     }
 }
@@ -141,7 +171,7 @@ pub(crate) struct Listening {
     pub(crate) server: Server,
     pub(crate) address: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
-    served: JoinHandle<std::io::Result<()>>,
+    served: JoinHandle<()>,
 }
 
 impl Listening {
@@ -170,7 +200,7 @@ impl Listening {
     }
 
     pub(crate) async fn ended(self) {
-        self.served.await.unwrap().unwrap();
+        self.served.await.unwrap();
     }
 }
 

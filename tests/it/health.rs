@@ -140,12 +140,25 @@ async fn the_front_page_is_html_for_browsers_alone() {
         assert_eq!(answer["endpoints"], json!(["/generate", "/refine", "/health", "/benchmark"]));
     }
     // Whatever the page refers to is here, and it refers to nothing elsewhere.
-    let html = browser.text();
-    for (path, kind) in [("page/style.css", "text/css"), ("page/page.js", "text/javascript")] {
-        assert!(html.contains(&format!("\"{path}\"")));
-        let file = server.get(&format!("/{path}")).await;
-        assert_eq!(file.header("content-type"), Some(format!("{kind}; charset=utf-8").as_str()));
-        assert!(!file.text().contains("//cdn") && !file.text().contains("https://"));
+    let policy = browser.header("content-security-policy").unwrap();
+    assert!(policy.starts_with("default-src 'self';") && !policy.contains("unsafe"), "{policy}");
+    let html = browser.text().to_owned();
+    assert_eq!(server.get("/page/nothing.js").await.status, 404);
+    // Whatever the page refers to is here, and it refers to nothing elsewhere.
+    let mut files = vec!["jobs.js", "gallery.js", "settings.js", "start.js", "mask.js", "png.js"];
+    files.extend(html.split("page/").skip(1).map(|rest| rest.split('"').next().unwrap()));
+    assert!(files.len() >= 9);
+    for name in files {
+        let file = server.get(&format!("/page/{name}")).await;
+        assert_eq!(file.status, 200, "{name}");
+        let kind = match name.rsplit('.').next() {
+            Some("css") => "text/css; charset=utf-8",
+            Some("js") => "text/javascript; charset=utf-8",
+            _ => "image/svg+xml",
+        };
+        assert_eq!(file.header("content-type"), Some(kind), "{name}");
+        let text = file.text().replace("http://www.w3.org/2000/svg", "");
+        assert!(!text.contains("http://") && !text.contains("https://"), "{name} refers to somewhere else");
     }
     assert!(!html.contains("http://") && !html.contains("https://"));
 }

@@ -2,11 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod board;
 mod caption;
 mod cli;
 mod cors;
 mod dependencies;
 mod determinism;
+mod edge;
 mod engine;
 mod fake;
 mod fastapi;
@@ -14,8 +16,17 @@ mod faults;
 mod generate;
 mod harness;
 mod health;
+mod huggingface;
+mod jobs;
 mod load;
+mod openai;
+mod openapi;
+mod operations;
 mod overload;
+mod presets;
 mod refine;
 mod rig;
+mod running;
+mod runpod;
 mod scoreboard;
+mod webui;

@@ -111,7 +111,7 @@ async fn refuses_what_cannot_be_refined() {
         (
             json!({"refinePrompt": "x", "images": [image], "config": {"strength": 2}}),
             422,
-            "config.strength must be a number from 0 to 1.",
+            "config.strength must be a number from 0 to 1, not 2.",
         ),
         (
             json!({"refinePrompt": "!memory", "images": [image]}),

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device};
 use serde::de::DeserializeOwned;
 
-use super::Weights;
+use super::safetensors_file::SafetensorsFile;
+use super::{Weights, builtin};
 use crate::{Error, Result};
 
 /// A folder on disk, or the one that is built into the program.
@@ -57,7 +58,7 @@ impl ModelFolder {
     pub fn path(&self, file: &str) -> PathBuf {
         match self {
             Self::Disk(path) => path.join(file),
-            Self::Embedded(_) => Path::new("builtin").join(file),
+            Self::Embedded(_) => PathBuf::from(format!("{}{file}", builtin::PREFIX)),
         }
     }
 
@@ -87,8 +88,8 @@ impl ModelFolder {
 
     /// The weights of a component. `dtype`: what matrices are held in; `None` chooses by size.
     pub fn weights(&self, component: &str, dtype: Option<DType>, device: &Device) -> Result<Weights> {
-        if matches!(self, Self::Embedded(_)) {
-            return Ok(Weights::synthetic(component, 0, device));
+        if let Self::Embedded(files) = self {
+            return embedded(files, component, dtype, device);
         }
         let paths = self.weight_files(component)?;
         let bytes = bytes(&paths);
@@ -150,6 +151,21 @@ impl ModelFolder {
             format!("holds no weights: one of {} is needed", WEIGHTS.join(", ")),
         ))
     }
+}
+
+/// Weights in the program: one file a component, or synthetic ones where there is none.
+fn embedded(
+    files: &[(&'static str, &'static [u8])],
+    component: &str,
+    dtype: Option<DType>,
+    device: &Device,
+) -> Result<Weights> {
+    let named = |name: &&str| files.iter().find(|(file, _)| *file == format!("{component}/{name}"));
+    let Some((file, bytes)) = WEIGHTS.iter().find_map(named) else {
+        return Ok(Weights::synthetic(component, 0, device));
+    };
+    let file = SafetensorsFile::from_bytes(&format!("{}{file}", builtin::PREFIX), *bytes)?;
+    Weights::from_files(component, vec![file], dtype.or(Some(DType::F32)), device)
 }
 
 fn bytes(paths: &[PathBuf]) -> u64 {

@@ -1,5 +1,6 @@
 //! Weights and configs as they lie on disk: the diffusers folder layout and safetensors files.
 
+pub mod builtin;
 pub mod folder;
 pub mod safetensors_file;
 pub mod synthetic;

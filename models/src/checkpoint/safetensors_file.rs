@@ -13,6 +13,7 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
+use super::builtin;
 use crate::{Error, Result};
 
 /// Headers of published checkpoints are under 1 MiB; a larger one is an attack or a mistake.
@@ -47,9 +48,12 @@ pub struct SafetensorsFile {
 }
 
 impl SafetensorsFile {
-    /// Opens a file and checks its header against its length.
+    /// Opens a file, or one of the program's own, and checks its header against its length.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref().to_owned();
+        if let Some(bytes) = builtin::file(&path) {
+            return Self::new(path, Bytes::Memory(bytes.into()), bytes.len() as u64);
+        }
         let file = File::open(&path).map_err(|e| Error::file(&path, e))?;
         let length = file.metadata().map_err(|e| Error::file(&path, e))?.len();
         Self::new(path, Bytes::File(file), length)

@@ -160,7 +160,8 @@ impl UnetConfig {
         for (key, only) in ONLY {
             let Some(value) = self.rest.get(key) else { continue };
             // `null` where a switch may stand means the switch is off; 1 and 1.0 are one number.
-            let same = *value == only || (value.is_number() && value.as_f64() == only.parse().ok());
+            let same =
+                value.to_string() == only || (value.is_number() && value.as_f64() == only.parse().ok());
             if !same && !value.is_null() {
                 return bad(format!("{key} is {value}, only {only} is supported"));
             }
@@ -296,6 +297,15 @@ mod tests {
         c.check().unwrap();
         assert_eq!((c.transformer_layers(1, 1), c.transformer_layers(2, 0)), (2, 4));
         assert_eq!((c.up_transformer_layers(0, 2), c.up_transformer_layers(1, 1)), (10, 1));
+    }
+
+    /// diffusers writes every key into the file, also those with one supported value.
+    #[test]
+    fn takes_every_key_at_its_usual_value() {
+        for (key, only) in ONLY {
+            let json = format!(r#"{{"{key}":{only}}}"#);
+            serde_json::from_str::<UnetConfig>(&json).unwrap().check().unwrap();
+        }
     }
 
     #[test]

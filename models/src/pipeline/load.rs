@@ -6,8 +6,8 @@ use std::sync::OnceLock;
 use candle_core::{DType, Device};
 use serde::Deserialize;
 
-use super::{Family, ModelInfo, Pipeline, Refiner, builtin};
-use crate::checkpoint::{ModelFolder, Weights};
+use super::{Family, ModelInfo, Pipeline, Preset, Refiner};
+use crate::checkpoint::{ModelFolder, Weights, builtin};
 use crate::denoiser::{UNet2DCondition, UnetConfig};
 use crate::sampler::SamplerSettings;
 use crate::schedule::SchedulerConfig;
@@ -145,6 +145,11 @@ impl Pipeline {
             .map(|path| refiner(path, family, options, dtype, &device))
             .transpose()?;
         let info = info(&folder, &index, family, unet.config(), &scheduler, vae.downscale())?;
+        let replaced = options.unet.as_deref().and_then(|path| Preset::of_model(&last_names(path)));
+        let info = match replaced {
+            Some(preset) => info.with(preset),
+            None => info,
+        };
         let info = ModelInfo {
             device: if device.is_cpu() { "cpu".to_owned() } else { "cuda:0".to_owned() },
             ..info
@@ -162,7 +167,7 @@ impl Pipeline {
                 && index.force_zeros_for_empty_prompt,
             vae_tiling: options.vae_tiling,
             loras: Default::default(),
-            lcm: false,
+            lora_preset: None,
             refiner,
             prompts: PromptCache::new(PROMPTS_KEPT),
             preview: OnceLock::new(),
@@ -212,24 +217,58 @@ fn info(
     scheduler: &SchedulerConfig,
     multiple_px: usize,
 ) -> Result<ModelInfo> {
-    let lcm = scheduler.class_name.as_deref() == Some("LCMScheduler");
     let (steps, guidance) = match family {
-        _ if lcm => (4, 8.5),
         Family::Sd15 | Family::Sd21 => (50, 7.5),
         Family::Sdxl | Family::SdxlRefiner => (50, 5.0),
     };
-    Ok(ModelInfo {
+    let info = ModelInfo {
         name: folder.name(),
         family,
         native_size_px: unet.native_latent_size() * multiple_px,
         multiple_px,
-        num_inference_steps: index.default_num_inference_steps.unwrap_or(steps),
-        guidance_scale: index.default_guidance_scale.unwrap_or(guidance),
+        num_inference_steps: steps,
+        guidance_scale: guidance,
         scheduler: SamplerSettings::from_config(scheduler)?.kind().class_name().to_owned(),
         device: String::new(),
         inpainting_unet: unet.in_channels == 9,
-        random_weights: matches!(folder, ModelFolder::Embedded(_)),
-    })
+        random_weights: matches!(folder, ModelFolder::Embedded(_)) && !builtin::TRAINED,
+        preset: None,
+    };
+    let mut info = match preset(folder, scheduler) {
+        Some(preset) => info.with(preset),
+        None => info,
+    };
+    // What the folder says itself goes before what its name says.
+    info.num_inference_steps = index.default_num_inference_steps.unwrap_or(info.num_inference_steps);
+    info.guidance_scale = index.default_guidance_scale.unwrap_or(info.guidance_scale);
+    Ok(info)
+}
+
+/// What a model is distilled to, by its name or its scheduler. A scheduler config that was made for it stays.
+fn preset(folder: &ModelFolder, scheduler: &SchedulerConfig) -> Option<Preset> {
+    let lcm = scheduler.class_name.as_deref() == Some("LCMScheduler");
+    let named = match folder {
+        ModelFolder::Disk(path) => Preset::of_model(&last_names(path)),
+        ModelFolder::Embedded(_) => None,
+    };
+    let preset = if lcm { Preset::LCM } else { named? };
+    let own = lcm || scheduler.timestep_spacing.as_deref() == Some("trailing");
+    Some(Preset { scheduler: preset.scheduler.filter(|_| !own), ..preset })
+}
+
+/// The name of a file or folder; in the hub's cache, where folders are named after commits, also the repository's.
+fn last_names(path: &Path) -> String {
+    // Files in the hub's cache are links to blobs: the name of the link is the one that says something.
+    let whole = match path.file_name() {
+        Some(_) => path.to_owned(),
+        None => path.canonicalize().unwrap_or_else(|_| path.to_owned()),
+    };
+    let mut names = whole.components().rev().map(|c| c.as_os_str().to_string_lossy().into_owned());
+    let last = names.next().unwrap_or_default();
+    match names.next().as_deref() {
+        Some("snapshots") => names.next().unwrap_or_default(),
+        _ => last,
+    }
 }
 
 /// The one place that opens a device.

@@ -4,13 +4,15 @@
 //! whose [`Pipeline::step`] runs the denoiser once, so that whoever drives it may stop, report or interleave between any two
 //! steps; [`Pipeline::decode`] makes the picture.
 
-pub mod builtin;
 pub mod conditioning;
 pub mod denoising;
+mod latent_resize;
 pub mod load;
+pub mod preset;
 mod preview;
 pub mod request;
 mod start;
+mod variation;
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -19,8 +21,11 @@ use candle_core::{Device, IndexOp};
 use image::RgbImage;
 
 pub use denoising::Denoising;
+pub use latent_resize::Interpolation;
 pub use load::{DeviceChoice, LoadOptions, ModelSource, Precision};
-pub use request::{GenerationRequest, MicroConditioning, Mode};
+pub use preset::Preset;
+pub use request::{GenerationRequest, MaskedContent, MicroConditioning, Mode};
+pub use variation::Variation;
 
 use crate::denoiser::UNet2DCondition;
 use crate::lora::{LoraFile, LoraReport, MergedLoras, Target};
@@ -78,6 +83,21 @@ pub struct ModelInfo {
     pub inpainting_unet: bool,
     /// The weights were never trained: pictures are noise.
     pub random_weights: bool,
+    /// What it was found to be distilled to; the defaults above are of it.
+    pub preset: Option<Preset>,
+}
+
+impl ModelInfo {
+    /// With the defaults of a preset.
+    fn with(mut self, preset: Preset) -> Self {
+        self.num_inference_steps = preset.num_inference_steps;
+        self.guidance_scale = preset.guidance_scale;
+        if let Some(scheduler) = preset.scheduler {
+            self.scheduler = scheduler.to_owned();
+        }
+        self.preset = Some(preset);
+        self
+    }
 }
 
 /// A LoRA to merge.
@@ -87,17 +107,16 @@ pub struct LoraChoice {
     pub path: PathBuf,
     /// What its difference is multiplied by: 1 is as trained.
     pub scale: f64,
-    /// It distils the model to few steps with the LCM sampler; see [`LoraChoice::new`].
-    pub lcm: bool,
+    /// It distils the model to few steps; see [`LoraChoice::new`].
+    pub preset: Option<Preset>,
 }
 
 impl LoraChoice {
-    /// A LoRA whose file name says whether it is an LCM-LoRA: published ones carry no other sign of it.
+    /// A LoRA whose file or folder name says whether it distils, and to what: published ones carry no other sign of it.
     pub fn new(path: impl Into<PathBuf>, scale: f64) -> Self {
         let path = path.into();
-        let name = path.components().rev().take(2).map(|c| c.as_os_str().to_string_lossy().to_lowercase());
-        let lcm = name.into_iter().any(|n| n.contains("lcm"));
-        Self { path, scale, lcm }
+        let preset = Preset::of_lora(&path);
+        Self { path, scale, preset }
     }
 }
 
@@ -114,7 +133,8 @@ pub struct Pipeline {
     scheduler: SchedulerConfig,
     force_zeros_for_empty_prompt: bool,
     loras: MergedLoras,
-    lcm: bool,
+    /// Of the LoRAs that are merged.
+    lora_preset: Option<Preset>,
     refiner: Option<Refiner>,
     prompts: PromptCache,
     preview: OnceLock<preview::LatentToRgb>,
@@ -134,13 +154,10 @@ struct Refiner {
 impl Pipeline {
     /// What this model is, with the defaults that hold for the LoRAs merged now.
     pub fn info(&self) -> ModelInfo {
-        let mut info = self.info.clone();
-        if self.lcm {
-            info.num_inference_steps = 4;
-            info.guidance_scale = 1.0;
-            info.scheduler = "LCMScheduler".to_owned();
+        match self.lora_preset {
+            Some(preset) => self.info.clone().with(preset),
+            None => self.info.clone(),
         }
-        info
     }
 
     /// Where it computes; other models of the same program belong there too.
@@ -150,7 +167,7 @@ impl Pipeline {
 
     /// Merges exactly these LoRAs into the weights, undoing whatever was merged before. On an error nothing changes.
     ///
-    /// An LCM-LoRA among them makes the LCM sampler, 4 steps and a guidance of 1 the defaults.
+    /// A LoRA among them that distils to few steps brings its defaults; of several, the last.
     pub fn set_loras(&mut self, choices: &[LoraChoice]) -> Result<Vec<LoraReport>> {
         let files = choices.iter().map(|c| LoraFile::open(&c.path)).collect::<Result<Vec<_>>>()?;
         let loras: Vec<_> = files.iter().zip(choices).map(|(file, choice)| (file, choice.scale)).collect();
@@ -164,7 +181,7 @@ impl Pipeline {
             self.prompts.clear();
         }
         let reports = reports?;
-        self.lcm = choices.iter().any(|c| c.lcm);
+        self.lora_preset = choices.iter().rev().find_map(|c| c.preset);
         Ok(reports)
     }
 
@@ -214,17 +231,5 @@ impl Pipeline {
             self.step(&mut denoising)?;
         }
         self.decode(&denoising)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::LoraChoice;
-
-    #[test]
-    fn an_lcm_lora_is_known_by_its_name_or_folder() {
-        assert!(LoraChoice::new("/loras/LCM-LoRA-sdxl.safetensors", 1.0).lcm);
-        assert!(LoraChoice::new("/loras/lcm-lora-sdv1-5/pytorch_lora_weights.safetensors", 1.0).lcm);
-        assert!(!LoraChoice::new("/lcm/models/loras/pixel-art.safetensors", 1.0).lcm);
     }
 }

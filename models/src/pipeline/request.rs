@@ -2,6 +2,8 @@
 
 use image::{GrayImage, RgbImage};
 
+use super::{Interpolation, Variation};
+
 /// One picture to be made. What is `None` is filled in from the model's own defaults.
 #[derive(Clone, Debug)]
 pub struct GenerationRequest {
@@ -19,12 +21,19 @@ pub struct GenerationRequest {
     pub guidance_scale: Option<f64>,
     /// Where the noise starts; equal seeds give equal pictures.
     pub seed: u64,
+    /// Another seed's noise mixed into it.
+    pub variation: Option<Variation>,
     /// A sampler by one of its names, see [`crate::schedule`].
     pub scheduler: Option<String>,
     /// Text encoder layers to leave out at the end: 0 (all are used) to the number of layers less one.
     pub clip_skip: usize,
     /// What the picture starts from.
     pub mode: Mode,
+    /// An initial picture of another size is encoded at its own, and its latents are resized; `None` resizes the
+    /// picture.
+    pub latent_resize: Option<Interpolation>,
+    /// What inpainting starts from where the mask is white.
+    pub masked_content: MaskedContent,
     /// SDXL's size conditioning, where it is not the picture's own size.
     pub micro_conditioning: MicroConditioning,
 }
@@ -40,9 +49,12 @@ impl GenerationRequest {
             num_inference_steps: None,
             guidance_scale: None,
             seed,
+            variation: None,
             scheduler: None,
             clip_skip: 0,
             mode: Mode::TextToImage,
+            latent_resize: None,
+            masked_content: MaskedContent::default(),
             micro_conditioning: MicroConditioning::default(),
         }
     }
@@ -69,6 +81,18 @@ pub enum Mode {
         /// 0 to 1: the part of the schedule it goes through.
         strength: f64,
     },
+}
+
+/// What inpainting starts from where the mask is white, before the schedule's noise is added.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum MaskedContent {
+    /// The picture's own latents.
+    #[default]
+    Picture,
+    /// Noise in their stead.
+    Noise,
+    /// Zeros in their stead.
+    Zeros,
 }
 
 /// SDXL's conditioning on sizes, `(height, width)` in pixels as in diffusers; `None` is the picture's own size.

@@ -4,7 +4,8 @@ use candle_core::{D, Tensor};
 use image::{GrayImage, RgbImage};
 
 use super::denoising::{Inpaint, Stage};
-use super::{Denoising, GenerationRequest, Mode, Pipeline};
+use super::variation::slerp;
+use super::{Denoising, GenerationRequest, MaskedContent, Mode, Pipeline, Variation, latent_resize};
 use crate::noise::TorchGenerator;
 use crate::sampler::{Sampler, SamplerSettings};
 use crate::schedule::SchedulerConfig;
@@ -41,7 +42,7 @@ impl Pipeline {
         let rounded = |side: usize| side.next_multiple_of(info.multiple_px);
         let (rows, columns) = (rounded(height), rounded(width));
 
-        let name = request.scheduler.as_deref().or(self.lcm.then_some("LCMScheduler"));
+        let name = request.scheduler.as_deref().or(info.preset.and_then(|preset| preset.scheduler));
         let mut sampler = sampler(name, &self.scheduler, steps)?;
         if let Mode::ImageToImage { strength, .. } | Mode::Inpaint { strength, .. } = request.mode {
             start_at_strength(&mut sampler, strength)?;
@@ -92,7 +93,15 @@ impl Pipeline {
     ) -> Result<(Tensor, Option<Inpaint>)> {
         let channels = self.vae.config().latent_channels;
         let scale = self.vae.downscale();
-        let mut draw = || noise.latents(channels, rows / scale, columns / scale, &self.device);
+        let (height, width) = (rows / scale, columns / scale);
+        // The noise that the picture comes from, as opposed to what samples the VAE's distribution.
+        let first_noise = |noise: &mut TorchGenerator| {
+            let drawn = noise.latents(channels, height, width, &self.device)?;
+            let Some(Variation { seed, strength }) = request.variation else { return Ok(drawn) };
+            let other = TorchGenerator::new(seed).latents(channels, height, width, &self.device)?;
+            slerp(&drawn, &other, strength)
+        };
+        let draw = |noise: &mut TorchGenerator| noise.latents(channels, height, width, &self.device);
         let inpainting_unet = self.unet.config().in_channels == 2 * channels + 1;
         match &request.mode {
             Mode::TextToImage if inpainting_unet => {
@@ -101,34 +110,40 @@ impl Pipeline {
             Mode::ImageToImage { .. } if inpainting_unet => {
                 Err(Error::invalid("this model is for inpainting: a mask is needed beside the image"))
             }
-            Mode::TextToImage => Ok(((draw()? * sampler.init_noise_sigma())?, None)),
+            Mode::TextToImage => Ok(((first_noise(noise)? * sampler.init_noise_sigma())?, None)),
             Mode::ImageToImage { image, .. } => {
-                let pixels = self.pixels(image, rows, columns)?;
-                let latents = self.encode_picture(&pixels, &draw()?)?;
-                Ok((sampler.add_noise(&latents, &draw()?, sampler.position())?, None))
+                let latents = match request.latent_resize {
+                    None => self.encode_picture(&self.pixels(image, rows, columns)?, &draw(noise)?)?,
+                    Some(how) => {
+                        let latents = self.encode_at_own_size(image, noise)?;
+                        latent_resize::resize(&latents, height, width, how)?
+                    }
+                };
+                Ok((sampler.add_noise(&latents, &first_noise(noise)?, sampler.position())?, None))
             }
             Mode::Inpaint { image, mask, strength } => {
                 let pixels = self.pixels(image, rows, columns)?;
                 let mask = self.mask(mask, rows, columns)?;
                 let from_noise = *strength >= 1.0;
                 let image_latents = if !inpainting_unet || !from_noise {
-                    Some(self.encode_picture(&pixels, &draw()?)?)
+                    Some(self.encode_picture(&pixels, &draw(noise)?)?)
                 } else {
                     None
                 };
-                let noise = draw()?;
+                let first = first_noise(noise)?;
+                let small_mask = picture::mask_to_latents(&mask, scale)?;
                 let latents = match &image_latents {
                     Some(image_latents) if !from_noise => {
-                        sampler.add_noise(image_latents, &noise, sampler.position())?
+                        let start = masked(image_latents, &small_mask, &first, request.masked_content)?;
+                        sampler.add_noise(&start, &first, sampler.position())?
                     }
-                    _ => (&noise * sampler.init_noise_sigma())?,
+                    _ => (&first * sampler.init_noise_sigma())?,
                 };
                 // diffusers encodes the masked picture in both kinds, and so draws in both.
-                let third = draw()?;
-                let small_mask = picture::mask_to_latents(&mask, scale)?;
+                let third = draw(noise)?;
                 let inpaint = match image_latents {
                     Some(image_latents) if !inpainting_unet => {
-                        Inpaint::Blend { mask: small_mask, image_latents, noise }
+                        Inpaint::Blend { mask: small_mask, image_latents, noise: first }
                     }
                     _ => {
                         let masked = picture::masked_image(&pixels, &mask)?;
@@ -139,6 +154,15 @@ impl Pipeline {
                 Ok((latents, Some(inpaint)))
             }
         }
+    }
+
+    /// Scaled latents of a picture at its own size, rounded up to what the model can make.
+    fn encode_at_own_size(&self, image: &RgbImage, noise: &mut TorchGenerator) -> Result<Tensor> {
+        let (channels, scale) = (self.vae.config().latent_channels, self.vae.downscale());
+        let rounded = |side: u32| (side as usize).next_multiple_of(self.info.multiple_px);
+        let (rows, columns) = (rounded(image.height()), rounded(image.width()));
+        let drawn = noise.latents(channels, rows / scale, columns / scale, &self.device)?;
+        self.encode_picture(&self.pixels(image, rows, columns)?, &drawn)
     }
 
     /// Scaled latents of a picture, one sample of the distribution the VAE gives.
@@ -165,6 +189,16 @@ impl Pipeline {
         }
         picture::from_mask(&picture::resize_mask(mask, columns, rows)?, &self.device)
     }
+}
+
+/// The latents with other content where the mask is 1.
+fn masked(latents: &Tensor, mask: &Tensor, noise: &Tensor, content: MaskedContent) -> Result<Tensor> {
+    let kept = || latents.broadcast_mul(&mask.affine(-1.0, 1.0)?);
+    Ok(match content {
+        MaskedContent::Picture => latents.clone(),
+        MaskedContent::Zeros => kept()?,
+        MaskedContent::Noise => (kept()? + noise.broadcast_mul(mask)?)?,
+    })
 }
 
 fn sampler(name: Option<&str>, base: &SchedulerConfig, steps: usize) -> Result<Sampler> {

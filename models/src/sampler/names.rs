@@ -90,10 +90,9 @@ pub(super) static NAMED: [Named; 16] = [
     plain("TCD", &[], SamplerKind::Tcd),
 ];
 
-/// Schedule types; what a sampler's name may end in comes first.
-const SCHEDULE_TYPES: [&str; 8] =
+/// Schedule types, which a sampler's name may end in.
+pub(super) const SCHEDULE_TYPES: [&str; 8] =
     ["Karras", "Exponential", "Beta", "Automatic", "Normal", "Uniform", "Simple", "SGM Uniform"];
-const SUFFIXES: usize = 3;
 
 /// Letters and digits in lower case, `+` as `p`: `DPM++ 2M` and `dpmpp_2m` are one.
 fn canonical(name: &str) -> String {
@@ -110,7 +109,7 @@ pub(super) fn find(name: &str) -> Result<Found> {
     if let Some(found) = lookup(&wanted) {
         return Ok(found);
     }
-    for schedule_type in &SCHEDULE_TYPES[..SUFFIXES] {
+    for schedule_type in SCHEDULE_TYPES {
         if let Some(found) = wanted.strip_suffix(&canonical(schedule_type)).and_then(lookup) {
             return Ok(Found { schedule_type: Some(schedule_type), ..found });
         }
@@ -131,7 +130,12 @@ fn lookup(wanted: &str) -> Option<Found> {
         return Some(Found { name, kind: *kind, overrides: *overrides, schedule_type: None });
     }
     // A class says nothing beyond the config.
-    let kind = SamplerKind::all().find(|kind| canonical(kind.class_name()) == wanted)?;
+    let is = |kind: &SamplerKind| {
+        // Some clients leave the last word out: `DPMSolverMultistep`.
+        let class = canonical(kind.class_name());
+        class == wanted || class.strip_suffix("scheduler") == Some(wanted)
+    };
+    let kind = SamplerKind::all().find(is)?;
     let name = NAMED.iter().find(|named| named.kind == kind)?.name;
     Some(Found { name, kind, overrides: |_| {}, schedule_type: None })
 }

@@ -125,6 +125,11 @@ impl SamplerSettings {
         names::NAMED.iter().map(|named| named.name)
     }
 
+    /// The schedule types that a name may end in, as the web UI writes them.
+    pub fn schedule_types() -> impl Iterator<Item = &'static str> {
+        names::SCHEDULE_TYPES.into_iter()
+    }
+
     /// Which sampler it is.
     pub fn kind(&self) -> SamplerKind {
         self.kind

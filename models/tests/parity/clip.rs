@@ -14,8 +14,8 @@ const TOLERANCE: f32 = 1e-5;
 /// Restoring a mean that is nearly 0 enlarges its rounding errors.
 const EMPHASIS_TOLERANCE: f32 = 1e-4;
 
-const VOCAB: &[u8] = include_bytes!("../../builtin/tokenizer/vocab.json");
-const MERGES: &[u8] = include_bytes!("../../builtin/tokenizer/merges.txt");
+const VOCAB: &[u8] = include_bytes!("../fixtures/tokenizer/vocab.json");
+const MERGES: &[u8] = include_bytes!("../fixtures/tokenizer/merges.txt");
 
 type Files = Vec<(&'static str, &'static [u8])>;
 
@@ -139,7 +139,7 @@ fn malformed_tokenizers_are_refused_by_name() {
         vec![("tokenizer/vocab.json", vocab.as_bytes()), ("tokenizer/merges.txt", merges.as_bytes())]
     };
     let small = r#"{"a":0,"b":1,"ab":2,"<|startoftext|>":3,"<|endoftext|>":4}"#;
-    assert!(refused(vec![]).contains("builtin/tokenizer: holds no tokenizer"));
+    assert!(refused(vec![]).contains("builtin:tokenizer: holds no tokenizer"));
     assert!(refused(vec![("tokenizer/vocab.json", VOCAB)]).contains("merges.txt: no such file"));
     assert!(refused(two(small, "#version: 0.2\na b\na")).contains(r#""a" is no merge"#));
     assert!(refused(two(small, "b a")).contains(r#"the merge of "b" and "a" makes a token that is not"#));

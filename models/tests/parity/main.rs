@@ -7,6 +7,8 @@
 mod caption;
 mod clip;
 mod common;
+#[cfg(feature = "demo")]
+mod demo;
 mod lora;
 mod noise;
 mod pipeline;

@@ -108,7 +108,7 @@ fn write_folder(fixture: &Fixture, name: &str) -> PathBuf {
         let path = root.join(component).join(format!("{file}.safetensors"));
         safetensors::serialize_to_file(views, None, &path).unwrap();
     }
-    let tokenizers = Path::new(env!("CARGO_MANIFEST_DIR")).join("builtin");
+    let tokenizers = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
     for (to, from) in [("tokenizer", "tokenizer"), ("tokenizer_2", "tokenizer_2")] {
         std::fs::create_dir_all(root.join(to)).unwrap();
         for file in ["vocab.json", "merges.txt"] {

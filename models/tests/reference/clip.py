@@ -17,7 +17,7 @@ import synthetic
 from clip_texts import FAST_ONLY, ORDINARY
 
 HERE = pathlib.Path(__file__).parent
-FILES = HERE / "../../builtin/tokenizer"
+FILES = HERE / "../fixtures/tokenizer"
 FIXTURES = HERE / "../fixtures"
 
 

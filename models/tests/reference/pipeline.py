@@ -36,7 +36,7 @@ import synthetic
 
 HERE = pathlib.Path(__file__).parent
 FIXTURES = HERE.parent / "fixtures"
-TOKENIZER = HERE.parent.parent / "builtin" / "tokenizer"
+TOKENIZER = HERE.parent / "fixtures" / "tokenizer"
 CROSS_DOWN, CROSS_UP = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
 BETAS = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 

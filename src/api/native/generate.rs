@@ -6,15 +6,11 @@ use axum::Json;
 use axum::extract::{Request, State};
 use serde_json::{Map, Value};
 
-use super::fields::Fields;
-use super::overrides::Overrides;
-use super::{Wording, pictures, refusal, reply, sizes};
-use crate::api::App;
+use super::{Wording, parameters, reply, strength};
 use crate::api::fastapi::{ApiError, dict_body};
-use crate::engine::{ModelInfo, Work};
-use crate::queue::Caller;
-
-const MAX_BODY_BYTES: usize = 1 << 20;
+use crate::api::fields::Fields;
+use crate::api::parameters::{Guidance, Parameters, Size};
+use crate::api::{App, body, caller, sizes};
 
 const WORDING: Wording = Wording {
     out_of_memory: "GPU memory insufficient. Try reducing steps or image size.",
@@ -24,45 +20,31 @@ const WORDING: Wording = Wording {
 /// The handler.
 pub async fn generate(State(app): State<App>, request: Request) -> Result<Json<Value>, ApiError> {
     let started = Instant::now();
-    let form = Form::new(&dict_body(request, MAX_BODY_BYTES).await?, &app)?;
-    let cost = form.overrides.cost(form.overrides.num_images, Some(form.size), &app);
-    let place = app.queue.admit(&Caller::anonymous(), cost)?;
-    let model = app.engine.model().await.map_err(|error| refusal(error, &WORDING))?;
-    let work = form.work(&app, &model)?;
-    let made = pictures(&app, place, work, &WORDING).await?;
-    reply(made, &model, started).await
+    let caller = caller(request.extensions());
+    let parameters = form(&dict_body(request, body::MAX_TEXT_BYTES).await?, &app)?;
+    let job = parameters.submit(&app, &caller).await.map_err(|fault| WORDING.of(fault))?;
+    let info = job.model.info.clone();
+    reply(WORDING.pictures(job).await?, &info, started).await
 }
 
 /// The body, checked.
-struct Form {
-    prompt: String,
-    /// `(width, height)` in pixels by the table.
-    size: (u32, u32),
-    temperature: Option<f64>,
-    overrides: Overrides,
+fn form(body: &Map<String, Value>, app: &App) -> Result<Parameters, ApiError> {
+    let fields = Fields::new(body);
+    let prompt = fields.any(&["prompt"]).and_then(Value::as_str).filter(|p| !p.trim().is_empty());
+    let prompt = prompt.ok_or_else(|| ApiError::invalid("prompt field is required."))?;
+    let size = size(&fields)?;
+    let temperature = temperature(&fields)?;
+    let mut parameters = parameters(prompt, body, app)?;
+    // There is no picture to change, but a strength that is none is still said to be.
+    strength(body)?;
+    parameters.size = Size::Table(size);
+    if let (Guidance::Default, Some(t)) = (parameters.guidance, temperature) {
+        parameters.guidance = Guidance::Tempered(t);
+    }
+    Ok(parameters)
 }
 
-impl Form {
-    fn new(body: &Map<String, Value>, app: &App) -> Result<Self, ApiError> {
-        let fields = Fields::new(body);
-        let prompt = fields.any(&["prompt"]).and_then(Value::as_str).filter(|p| !p.trim().is_empty());
-        let prompt = prompt.ok_or_else(|| ApiError::invalid("prompt field is required."))?.to_owned();
-        let size = size(&fields)?;
-        Ok(Self { prompt, size, temperature: temperature(&fields)?, overrides: Overrides::new(body, app)? })
-    }
-
-    /// One request a picture, with seeds in a row.
-    fn work(self, app: &App, model: &ModelInfo) -> Result<Work, ApiError> {
-        let (width, height) = sizes::for_model(self.size, model);
-        let mut first = self.overrides.request(&self.prompt, self.temperature, app, model)?;
-        first.width = Some(width as usize);
-        first.height = Some(height as usize);
-        let requests = self.overrides.series(&first);
-        Ok(Work { requests, loras: self.overrides.loras, ..Work::default() })
-    }
-}
-
-fn size(fields: &Fields<'_>) -> Result<(u32, u32), ApiError> {
+fn size(fields: &Fields<'_>) -> Result<sizes::Size, ApiError> {
     let ratio = fields.any(&["aspectRatio", "aspect_ratio", "aspectratio"]);
     let ratio = ratio.filter(|ratio| ratio.as_str() != Some(""));
     let ratio = ratio.ok_or_else(|| ApiError::invalid("aspectRatio field is required."))?;

@@ -1,19 +1,26 @@
 //! `GET /health` and `GET /benchmark`.
 
-use crate::engine::GenerationRequest;
 use axum::Json;
 use axum::extract::State;
+use axum::http::{Extensions, StatusCode};
+use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
-use super::overrides::{default_guidance_scale, default_scheduler, default_steps};
-use super::{Wording, pictures, refusal, sizes};
-use crate::api::App;
+use super::Wording;
 use crate::api::fastapi::ApiError;
-use crate::engine::{ModelInfo, Phase, Work};
-use crate::queue::{Caller, Cost};
+use crate::api::parameters::{Parameters, default_guidance_scale, default_scheduler, default_steps};
+use crate::api::ready::unready;
+use crate::api::{App, caller, sizes};
+use crate::engine::{ModelInfo, Phase};
 
 /// What the server is doing. Answers at once, also while the model loads or paints.
-pub async fn health(State(app): State<App>) -> Json<Value> {
+pub async fn health(State(app): State<App>) -> Response {
+    let waits = app.operations.health_until_ready && unready(&app).is_some();
+    let status = if waits { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+    (status, Json(health_of(&app))).into_response()
+}
+
+fn health_of(app: &App) -> Value {
     let status = app.engine.status();
     let (state, model) = match &status.phase {
         Phase::Loading => ("loading", None),
@@ -23,7 +30,7 @@ pub async fn health(State(app): State<App>) -> Json<Value> {
     let running = status
         .running
         .map(|r| json!({"picture": r.picture, "pictures": r.pictures, "step": r.step, "steps": r.steps}));
-    Json(json!({
+    json!({
         "status": "healthy",
         "state": state,
         // A text at all times: clients look for "cuda" in it.
@@ -32,18 +39,20 @@ pub async fn health(State(app): State<App>) -> Json<Value> {
         "family": model.map(|m| m.family.name()),
         "random_weights": model.map(|m| m.random_weights),
         "optimizations": {
-            "steps": model.map(|m| default_steps(&app, app.lcm).unwrap_or(m.num_inference_steps)),
-            "guidance_scale": model.map(|m| default_guidance_scale(&app, app.lcm).unwrap_or(m.guidance_scale)),
-            "scheduler": model.map(|m| default_scheduler(&app, app.lcm).unwrap_or_else(|| m.scheduler.clone())),
+            "steps": model.map(|m| default_steps(app, app.preset).unwrap_or(m.num_inference_steps)),
+            "guidance_scale": model.map(|m| default_guidance_scale(app, app.preset).unwrap_or(m.guidance_scale)),
+            "scheduler": model.map(|m| default_scheduler(app, app.preset).unwrap_or_else(|| m.scheduler.clone())),
             "memory_optimizations": [],
         },
+        "preset": app.preset.map(|preset| preset.name),
         "size_table": model.map(size_table),
         "refine_mode": app.defaults.refine_mode,
+        "models": app.engine.models().into_iter().map(|m| m.name).collect::<Vec<_>>(),
         "loras": app.loras.names().collect::<Vec<_>>(),
         "queue": app.queue.depth(),
         "running": running,
         "version": env!("CARGO_PKG_VERSION"),
-    }))
+    })
 }
 
 /// The sizes as this model makes them.
@@ -71,16 +80,11 @@ const WORDING: Wording = Wording {
 };
 
 /// Makes one picture of the model's own size with the defaults and a fixed seed, and tells how long it took.
-pub async fn benchmark(State(app): State<App>) -> Result<Json<Value>, ApiError> {
-    let cost = Cost::of(1, None, default_steps(&app, app.lcm));
-    let place = app.queue.admit(&Caller::anonymous(), cost)?;
-    let model = app.engine.model().await.map_err(|error| refusal(error, &WORDING))?;
-    let mut request = GenerationRequest::new(BENCHMARK_PROMPT, 0);
-    request.num_inference_steps = default_steps(&app, app.lcm);
-    request.guidance_scale = default_guidance_scale(&app, app.lcm);
-    request.scheduler = default_scheduler(&app, app.lcm);
-    let work = Work { requests: vec![request], ..Work::default() };
-    let made = pictures(&app, place, work, &WORDING).await?;
+pub async fn benchmark(State(app): State<App>, extensions: Extensions) -> Result<Json<Value>, ApiError> {
+    let parameters = Parameters { seed: Some(0), use_cache: false, ..Parameters::new(BENCHMARK_PROMPT) };
+    let job = parameters.submit(&app, &caller(&extensions)).await.map_err(|fault| WORDING.of(fault))?;
+    let device = job.model.info.device.clone();
+    let made = WORDING.pictures(job).await?;
     let seconds = made.iter().map(|p| p.elapsed_ms).sum::<f64>() / 1e3;
     let recipe = made.first().map(|p| &p.recipe);
     Ok(Json(json!({
@@ -88,7 +92,7 @@ pub async fn benchmark(State(app): State<App>) -> Result<Json<Value>, ApiError> 
         "prompt": BENCHMARK_PROMPT,
         "generation_time_seconds": (seconds * 1e3).round() / 1e3,
         "steps": recipe.map(|r| r.num_inference_steps),
-        "device": model.device,
+        "device": device,
         "guidance_scale": recipe.map(|r| r.guidance_scale),
         "images_generated": made.len(),
         "performance_rating": rating(seconds),

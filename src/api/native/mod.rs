@@ -4,23 +4,20 @@ use std::time::Instant;
 
 use axum::Json;
 use axum::http::StatusCode;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::App;
 use super::fastapi::ApiError;
-use crate::engine::{EngineError, ModelInfo, Picture, Work};
-use crate::picture::{self, Format};
-use crate::queue::Place;
+use super::fault::{Fault, Kind};
+use super::fields::Fields;
+use super::parameters::{Guidance, Parameters, Steps, Submitted};
+use super::pictures;
+use crate::engine::{ModelInfo, Picture};
+use crate::settings::MAX_IMAGES;
 
-mod fields;
 pub mod generate;
 pub mod health;
-pub mod loras;
-mod overrides;
 pub mod refine;
-pub mod sizes;
 
 /// How a route words its failures.
 struct Wording {
@@ -28,45 +25,61 @@ struct Wording {
     failed: &'static str,
 }
 
-/// Submits work and waits for its pictures. A handler that is dropped here, because its client has left, drops the
-/// job with it.
-async fn pictures(app: &App, place: Place, work: Work, wording: &Wording) -> Result<Vec<Picture>, ApiError> {
-    app.queue.submit(place, work).await.map_err(|error| refusal(error, wording))
+impl Wording {
+    fn of(&self, fault: Fault) -> ApiError {
+        match fault.kind {
+            Kind::OutOfMemory => ApiError::new(StatusCode::SERVICE_UNAVAILABLE, self.out_of_memory),
+            Kind::Failed | Kind::BadFile => {
+                let text = format!("{}: {}", self.failed, fault.message);
+                ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, text)
+            }
+            _ => fault.into(),
+        }
+    }
+
+    /// Waits for a job's pictures. A handler that is dropped here, because its client has left, drops the job with it.
+    async fn pictures(&self, job: Submitted) -> Result<Vec<Picture>, ApiError> {
+        job.ticket.await.map_err(|error| self.of(error.into()))
+    }
 }
 
-/// What the engine's errors are to a client. Its file system is none of the client's business.
-fn refusal(error: EngineError, wording: &Wording) -> ApiError {
-    let failed = |reason: String| {
-        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, format!("{}: {reason}", wording.failed))
-    };
-    match error {
-        EngineError::Invalid(text) => ApiError::invalid(text),
-        EngineError::OutOfMemory(_) => ApiError::new(StatusCode::SERVICE_UNAVAILABLE, wording.out_of_memory),
-        EngineError::Stopping => {
-            let text = EngineError::Stopping.to_string();
-            ApiError { retry_after_s: Some(5), ..ApiError::new(StatusCode::SERVICE_UNAVAILABLE, text) }
-        }
-        EngineError::File { path, reason } => {
-            failed(format!("{}: {reason}", path.file_name().unwrap_or_default().to_string_lossy()))
-        }
-        error @ (EngineError::WaitedTooLong { .. } | EngineError::DeviceLost(_)) => {
-            let text = error.to_string();
-            ApiError { retry_after_s: Some(30), ..ApiError::new(StatusCode::SERVICE_UNAVAILABLE, text) }
-        }
-        error @ EngineError::RanTooLong { .. } => {
-            ApiError::new(StatusCode::GATEWAY_TIMEOUT, error.to_string())
-        }
-        error @ (EngineError::Cancelled | EngineError::Failed(_)) => failed(error.to_string()),
+impl From<Fault> for ApiError {
+    fn from(fault: Fault) -> Self {
+        let status = match fault.kind {
+            Kind::Invalid | Kind::UnknownModel => StatusCode::UNPROCESSABLE_ENTITY,
+            kind => kind.status(),
+        };
+        Self { retry_after_s: fault.retry_after_s, ..Self::new(status, fault.message) }
     }
+}
+
+/// A prompt and the fields of `config`.
+fn parameters(prompt: &str, body: &Map<String, Value>, app: &App) -> Result<Parameters, ApiError> {
+    let config = Fields::new(body).object("config", "config.")?;
+    let num_images = config.whole("numImages", 1..=MAX_IMAGES)?;
+    Ok(Parameters {
+        num_images: num_images.map_or(app.defaults.num_images, |n| n as usize),
+        seed: config.seed("seed")?,
+        loras: config.loras(app, "lora", "loraScale")?,
+        negative_prompt: config.text("negativePrompt")?.map(str::to_owned),
+        steps: Steps::or_default(config.steps("steps")?),
+        guidance: Guidance::or_default(config.guidance_scale("guidanceScale")?),
+        scheduler: config.scheduler("scheduler")?,
+        model: config.text("model")?.map(str::to_owned),
+        ..Parameters::new(prompt)
+    })
+}
+
+/// `config.strength`.
+fn strength(body: &Map<String, Value>) -> Result<Option<f64>, ApiError> {
+    Ok(Fields::new(body).object("config", "config.")?.number("strength", 0.0..=1.0)?)
 }
 
 /// `{"images": [...]}` and what else may help.
 async fn reply(made: Vec<Picture>, model: &ModelInfo, started: Instant) -> Result<Json<Value>, ApiError> {
     let seeds: Vec<u64> = made.iter().map(|p| p.recipe.seed).collect();
     let recipe = made.first().map(|p| p.recipe.clone());
-    let encode = |p: &Picture| picture::encode(p, Format::Png).map(|bytes| BASE64.encode(bytes));
-    let images = tokio::task::spawn_blocking(move || made.iter().map(encode).collect::<Result<Vec<_>, _>>());
-    let images = images.await.map_err(|e| internal(&e))?.map_err(|e| internal(&e))?;
+    let images = pictures::encode_base64(made).await?;
     Ok(Json(json!({
         "images": images,
         "seeds": seeds,
@@ -76,9 +89,4 @@ async fn reply(made: Vec<Picture>, model: &ModelInfo, started: Instant) -> Resul
         "processingTime": started.elapsed().as_millis() as u64,
         "parameters": recipe,
     })))
-}
-
-fn internal(error: &dyn std::fmt::Display) -> ApiError {
-    tracing::error!(%error, "a picture could not be encoded");
-    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error")
 }

@@ -1,0 +1,225 @@
+//! Models and LoRAs that need few steps, and what they need: a sampler, a number of steps, a guidance.
+//!
+//! Published ones say what they are in their names alone, so names are what is read. Numbers are those of the models'
+//! own pages: [LCM](https://huggingface.co/latent-consistency/lcm-lora-sdxl),
+//! [SDXL-Lightning](https://huggingface.co/ByteDance/SDXL-Lightning),
+//! [SDXL-Turbo](https://huggingface.co/stabilityai/sdxl-turbo),
+//! [Hyper-SD](https://huggingface.co/ByteDance/Hyper-SD),
+//! [FLUX.1](https://huggingface.co/black-forest-labs).
+
+use std::path::Path;
+
+/// What a distilled model asks for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Preset {
+    /// `lcm`, `lightning`, `turbo`, `hyper`, `schnell` or `dev`.
+    pub name: &'static str,
+    /// The sampler by name; `None` is the one of the model's own config.
+    pub scheduler: Option<&'static str>,
+    /// Steps of a request that names none.
+    pub num_inference_steps: usize,
+    /// Steps beyond which nothing is gained.
+    pub max_inference_steps: usize,
+    /// Guidance of a request that names none. 0 and 1 are none.
+    pub guidance_scale: f64,
+    /// The guidance is part of the distillation: a default from elsewhere does not fit.
+    pub fixes_guidance: bool,
+}
+
+impl Preset {
+    /// A latent consistency model's LoRA.
+    pub const LCM_LORA: Self = Self {
+        name: "lcm",
+        scheduler: Some("LCMScheduler"),
+        num_inference_steps: 4,
+        max_inference_steps: 8,
+        guidance_scale: 1.0,
+        fixes_guidance: true,
+    };
+
+    /// A latent consistency model. It takes its guidance as an input; diffusers' default is 8.5.
+    pub const LCM: Self = Self { guidance_scale: 8.5, ..Self::LCM_LORA };
+
+    /// Whether it was distilled to few steps, so that samplers and steps meant for other models do not fit.
+    pub fn is_distilled(&self) -> bool {
+        self.max_inference_steps < usize::MAX
+    }
+
+    /// A model by the name of its folder or of the file that its denoiser came from.
+    pub fn of_model(name: &str) -> Option<Self> {
+        let words = Words::new(name);
+        if words.has("flux") && words.is("dev") {
+            return Some(Self::guided("dev", 28, 3.5));
+        }
+        if words.has("schnell") {
+            return Some(Self::unguided("schnell", None, 4, 4));
+        }
+        // `has`, as merged models are called RealVisXL_Lightning or JuggernautXLLightning.
+        Self::hyper(&words)
+            .or_else(|| words.has("lightning").then(|| Self::lightning(&words)))
+            // One step gives a picture; image-to-image takes a part of the steps, and needs more for one to be left.
+            .or_else(|| words.has("turbo").then(|| Self::unguided("turbo", None, 4, 4)))
+            .or_else(|| words.has("lcm").then_some(Self::LCM))
+    }
+
+    /// A LoRA by the names of its file and of its folder. A word alone may be what a LoRA paints; beside a number of
+    /// steps or a base model it is what it does.
+    pub fn of_lora(path: &Path) -> Option<Self> {
+        let names = path.components().rev().take(2).map(|c| c.as_os_str().to_string_lossy().into_owned());
+        names.into_iter().find_map(|name| {
+            let words = Words::new(&name);
+            let turbo = || Self::unguided("turbo", Some("Euler a SGM Uniform"), 4, 4);
+            Self::hyper(&words)
+                .or_else(|| words.distils("lightning").then(|| Self::lightning(&words)))
+                .or_else(|| words.distils("turbo").then(turbo))
+                .or_else(|| words.has("lcm").then_some(Self::LCM_LORA))
+        })
+    }
+
+    fn lightning(words: &Words) -> Self {
+        let steps = words.steps().unwrap_or(4);
+        Self::unguided("lightning", Some("Euler SGM Uniform"), steps, steps)
+    }
+
+    /// `Hyper-SDXL-8steps-CFG-lora`: those with CFG in the name keep guidance, at 5 to 8. Those for one step are
+    /// consistency models.
+    fn hyper(words: &Words) -> Option<Self> {
+        if !words.distils("hyper") && !words.has("hypersd") {
+            return None;
+        }
+        let steps = words.steps().unwrap_or(8);
+        let scheduler = if steps == 1 { "TCD" } else { "DDIM SGM Uniform" };
+        let preset = match words.is("cfg") {
+            true => Self { max_inference_steps: steps, ..Self::guided("hyper", steps, 5.0) },
+            false => Self::unguided("hyper", None, steps, steps),
+        };
+        Some(Self { scheduler: Some(scheduler), ..preset })
+    }
+
+    fn unguided(
+        name: &'static str,
+        scheduler: Option<&'static str>,
+        num_inference_steps: usize,
+        max_inference_steps: usize,
+    ) -> Self {
+        let (guidance_scale, fixes_guidance) = (0.0, true);
+        Self { name, scheduler, num_inference_steps, max_inference_steps, guidance_scale, fixes_guidance }
+    }
+
+    fn guided(name: &'static str, num_inference_steps: usize, guidance_scale: f64) -> Self {
+        let max_inference_steps = usize::MAX;
+        let fixes_guidance = false;
+        Self {
+            name,
+            scheduler: None,
+            num_inference_steps,
+            max_inference_steps,
+            guidance_scale,
+            fixes_guidance,
+        }
+    }
+}
+
+/// A name in lower case, and its parts between hyphens, dots and the like.
+struct Words {
+    whole: String,
+}
+
+impl Words {
+    fn new(name: &str) -> Self {
+        Self { whole: name.to_lowercase() }
+    }
+
+    fn parts(&self) -> impl Iterator<Item = &str> {
+        self.whole.split(|c: char| !c.is_ascii_alphanumeric()).filter(|part| !part.is_empty())
+    }
+
+    /// It occurs anywhere.
+    fn has(&self, text: &str) -> bool {
+        self.whole.contains(text)
+    }
+
+    /// It is a part.
+    fn is(&self, word: &str) -> bool {
+        self.parts().any(|part| part == word)
+    }
+
+    /// `4step`, `8steps`, `4-step` and `4_steps` give the number.
+    fn steps(&self) -> Option<usize> {
+        let parts: Vec<_> = self.parts().collect();
+        let number = |digits: &str| digits.parse().ok().filter(|n| (1..=64).contains(n));
+        parts.iter().enumerate().find_map(|(i, part)| {
+            let before = part.strip_suffix("steps").or_else(|| part.strip_suffix("step"))?;
+            if before.is_empty() { number(parts.get(i.checked_sub(1)?)?) } else { number(before) }
+        })
+    }
+
+    /// It is a part, and a number of steps is there too or a base model beside it.
+    fn distils(&self, word: &str) -> bool {
+        let is_base = |part: &str| ["sd", "xl", "flux"].iter().any(|base| part.starts_with(base));
+        let parts: Vec<_> = self.parts().collect();
+        let beside = parts.windows(2).any(|pair| match pair {
+            [first, second] => (*first == word && is_base(second)) || (*second == word && is_base(first)),
+            _ => false,
+        });
+        self.is(word) && (beside || self.steps().is_some())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `(name, sampler, steps, guidance)` as the pages of the published files say.
+    type Expected = (&'static str, Option<&'static str>, usize, f64);
+
+    fn of(preset: Option<Preset>) -> Option<Expected> {
+        preset.map(|p| (p.name, p.scheduler, p.num_inference_steps, p.guidance_scale))
+    }
+
+    #[test]
+    fn published_loras_are_known() {
+        let (euler, ddim) = (Some("Euler SGM Uniform"), Some("DDIM SGM Uniform"));
+        for (path, expected) in [
+            ("LCM-LoRA-sdxl.safetensors", Some(("lcm", Some("LCMScheduler"), 4, 1.0))),
+            ("lcm-lora-sdv1-5/pytorch_lora_weights.safetensors", Some(("lcm", Some("LCMScheduler"), 4, 1.0))),
+            ("sdxl_lightning_2step_lora.safetensors", Some(("lightning", euler, 2, 0.0))),
+            ("sdxl_lightning_8step_lora.safetensors", Some(("lightning", euler, 8, 0.0))),
+            ("Hyper-SDXL-2steps-lora.safetensors", Some(("hyper", ddim, 2, 0.0))),
+            ("Hyper-SD15-4steps-lora.safetensors", Some(("hyper", ddim, 4, 0.0))),
+            ("Hyper-SDXL-8steps-CFG-lora.safetensors", Some(("hyper", ddim, 8, 5.0))),
+            ("Hyper-SDXL-1step-lora.safetensors", Some(("hyper", Some("TCD"), 1, 0.0))),
+            ("sdxl-turbo-lora.safetensors", Some(("turbo", Some("Euler a SGM Uniform"), 4, 0.0))),
+            ("/lcm/models/loras/pixel-art.safetensors", None),
+            ("lightning-storm-xl.safetensors", None),
+            ("hyperrealism-sdxl.safetensors", None),
+            ("hyper-detail-sdxl.safetensors", None),
+            ("turbo-engine.safetensors", None),
+            ("watercolour.safetensors", None),
+        ] {
+            assert_eq!(of(Preset::of_lora(Path::new(path))), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn published_models_are_known() {
+        let euler = Some("Euler SGM Uniform");
+        for (name, expected) in [
+            ("sdxl-turbo", Some(("turbo", None, 4, 0.0))),
+            ("sd-turbo", Some(("turbo", None, 4, 0.0))),
+            ("SDXL-Lightning", Some(("lightning", euler, 4, 0.0))),
+            ("sdxl_lightning_8step_unet.safetensors", Some(("lightning", euler, 8, 0.0))),
+            ("RealVisXL_V4.0_Lightning", Some(("lightning", euler, 4, 0.0))),
+            ("LCM_Dreamshaper_v7", Some(("lcm", Some("LCMScheduler"), 4, 8.5))),
+            ("Hyper-SD", Some(("hyper", Some("DDIM SGM Uniform"), 8, 0.0))),
+            ("Hyper-SDXL-1step-Unet", Some(("hyper", Some("TCD"), 1, 0.0))),
+            ("FLUX.1-schnell", Some(("schnell", None, 4, 0.0))),
+            ("FLUX.1-dev", Some(("dev", None, 28, 3.5))),
+            ("stable-diffusion-xl-base-1.0", None),
+            ("stable-diffusion-v1-5", None),
+            ("dev", None),
+        ] {
+            assert_eq!(of(Preset::of_model(name)), expected, "{name}");
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! The jobs that were submitted, while they are made and for a while after.
+
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use axum::body::Bytes;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use image::RgbImage;
+use image::codecs::jpeg::JpegEncoder;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+
+use super::log::{Finished, Log, Outcome};
+use crate::api::fault::Fault;
+use crate::api::pictures;
+use crate::engine::{EngineError, JobPhase, Progress, Reply};
+use crate::picture::Format;
+use crate::queue::Ticket;
+
+/// How long a job is kept after its end.
+const KEPT: Duration = Duration::from_secs(15 * 60);
+/// Finished jobs that are kept.
+const KEPT_JOBS: usize = 1000;
+/// Finished pictures that are kept: beyond it the oldest go.
+const KEPT_BYTES: usize = 256 << 20;
+/// Previews are looked at for a moment.
+const PREVIEW_QUALITY: u8 = 75;
+
+/// The jobs that were submitted. Clones share them.
+#[derive(Clone, Default)]
+pub struct Jobs(Arc<Mutex<Table>>);
+
+#[derive(Default)]
+struct Table {
+    /// The oldest first.
+    jobs: VecDeque<Arc<Job>>,
+    /// One task a job that is not done.
+    tasks: JoinSet<()>,
+    closed: bool,
+}
+
+/// A job that was submitted.
+pub(super) struct Job {
+    pub(super) id: String,
+    pub(super) log: watch::Sender<Log>,
+    /// Told to stop: by its caller, or by the server that stops itself.
+    stop: Notify,
+    stopped_by: Mutex<Option<Outcome>>,
+    ended: Mutex<Option<Instant>>,
+}
+
+impl Jobs {
+    /// Follows a ticket from now on.
+    pub(super) fn add(&self, ticket: Ticket, pictures: usize) -> Result<Arc<Job>, Fault> {
+        let id = new_id();
+        let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let job = Arc::new(Job {
+            log: watch::Sender::new(Log::new(id.clone(), pictures, created)),
+            id,
+            stop: Notify::new(),
+            stopped_by: Mutex::default(),
+            ended: Mutex::default(),
+        });
+        let mut table = self.table();
+        if table.closed {
+            return Err(EngineError::Stopping.into());
+        }
+        while table.tasks.try_join_next().is_some() {}
+        table.forget_old();
+        table.jobs.push_back(job.clone());
+        table.tasks.spawn(follow(job.clone(), ticket));
+        Ok(job)
+    }
+
+    pub(super) fn get(&self, id: &str) -> Option<Arc<Job>> {
+        let mut table = self.table();
+        table.forget_old();
+        table.jobs.iter().find(|job| job.id == id).cloned()
+    }
+
+    /// Forgets a job that has ended, and its pictures.
+    pub(super) fn forget(&self, id: &str) {
+        self.table().jobs.retain(|job| job.id != id);
+    }
+
+    /// Ends every job, so that every event stream ends too: nobody could fetch a result from a server that stops.
+    pub fn close(&self) {
+        let mut table = self.table();
+        table.closed = true;
+        for job in &table.jobs {
+            job.stop(Outcome::Failed(EngineError::Stopping.into()));
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        lock(&self.0)
+    }
+}
+
+impl Table {
+    fn forget_old(&mut self) {
+        self.jobs.retain(|job| lock(&job.ended).is_none_or(|ended| ended.elapsed() < KEPT));
+        let (mut count, mut bytes) = (0, 0);
+        // The newest first, so that it is the oldest that go.
+        let keeps: Vec<bool> = self
+            .jobs
+            .iter()
+            .rev()
+            .map(|job| {
+                if lock(&job.ended).is_none() {
+                    return true;
+                }
+                count += 1;
+                bytes += job.log.borrow().bytes();
+                count <= KEPT_JOBS && bytes <= KEPT_BYTES
+            })
+            .collect();
+        let mut keeps = keeps.into_iter().rev();
+        self.jobs.retain(|_| keeps.next().unwrap_or(true));
+    }
+}
+
+/// Nothing in a critical section here can panic, so a poisoned state is still whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+impl Job {
+    /// Ends it, unless it has ended.
+    pub(super) fn stop(&self, outcome: Outcome) {
+        lock(&self.stopped_by).get_or_insert(outcome);
+        self.stop.notify_one();
+    }
+
+    /// Waits for its end.
+    pub(super) async fn ended(&self) {
+        let mut log = self.log.subscribe();
+        // The sender is in the job, and so outlives this.
+        let _ended = log.wait_for(|log| log.outcome.is_some()).await;
+    }
+
+    fn end(&self, outcome: Outcome) {
+        *lock(&self.ended) = Some(Instant::now());
+        self.log.send_modify(|log| log.end(outcome));
+    }
+}
+
+/// Keeps a job's log up to date until the job ends. The ticket is dropped with it: a stopped job is taken out of the
+/// queue, or ends within a step.
+async fn follow(job: Arc<Job>, mut ticket: Ticket) {
+    let mut progress = ticket.progress();
+    let mut shown = None;
+    loop {
+        tokio::select! {
+            biased;
+            () = job.stop.notified() => {
+                let outcome = lock(&job.stopped_by).take();
+                drop(ticket);
+                return job.end(outcome.unwrap_or(Outcome::Cancelled));
+            }
+            reply = &mut ticket => return job.end(outcome(reply).await),
+            Ok(()) = progress.changed() => {
+                let now = progress.borrow_and_update().clone();
+                note(&job, &now, &mut shown).await;
+            }
+        }
+    }
+}
+
+async fn note(job: &Job, now: &Progress, shown: &mut Option<Arc<RgbImage>>) {
+    if now.phase == JobPhase::Done {
+        return;
+    }
+    job.log.send_modify(|log| log.progress(now));
+    let Some(image) = now.preview.clone() else { return };
+    if shown.as_ref().is_some_and(|shown| Arc::ptr_eq(shown, &image)) {
+        return;
+    }
+    *shown = Some(image.clone());
+    if let Ok(Some(uri)) = tokio::task::spawn_blocking(move || jpeg(&image)).await {
+        job.log.send_modify(|log| log.preview(now.picture, &uri));
+    }
+}
+
+fn jpeg(image: &RgbImage) -> Option<String> {
+    let mut bytes = Vec::new();
+    JpegEncoder::new_with_quality(&mut bytes, PREVIEW_QUALITY).encode_image(image).ok()?;
+    Some(format!("data:image/jpeg;base64,{}", BASE64.encode(bytes)))
+}
+
+async fn outcome(reply: Reply) -> Outcome {
+    let made = match reply {
+        Ok(made) => made,
+        Err(error) => return Outcome::Failed(error.into()),
+    };
+    let about: Vec<_> = made.iter().map(|picture| (picture.recipe.clone(), picture.elapsed_ms)).collect();
+    match pictures::encode(made, Format::Png).await {
+        Err(fault) => Outcome::Failed(fault),
+        Ok(files) => {
+            let finished = files.into_iter().zip(about).map(|(png, (recipe, elapsed_ms))| Finished {
+                png: Bytes::from(png),
+                recipe,
+                elapsed_ms,
+            });
+            Outcome::Done(Arc::new(finished.collect()))
+        }
+    }
+}
+
+/// Whoever knows a job's id may have its pictures, so it has 128 bits of the system's random source: the standard
+/// library keys each hasher from it.
+fn new_id() -> String {
+    let word = || RandomState::new().build_hasher().finish();
+    format!("{:016x}{:016x}", word(), word())
+}
