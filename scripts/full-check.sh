@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Everything that does not fit a quick run: the fixtures are recorded again and must come out the same, the
-# reliability tests at full length (which write tests/SCOREBOARD.md), the scheduler's gain, the timings against PyTorch, and the memory of a full-width SDXL step. Needs Python 3.11 or newer, gcc, 2 GB for the reference
+# Everything that does not fit a quick run: real clients, the page in a browser, the fixtures recorded again, the
+# reliability tests at full length (which write tests/SCOREBOARD.md), the scheduler's gain, the timings against
+# PyTorch, and the memory of a full-width SDXL step. Needs Python 3.11 or newer, gcc, 2 GB for the reference
 # environment, 8 GB of disk and 8 GB of memory.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,5 +1,5 @@
-//! The thread that owns the device, and what it does with jobs: [`scheduler`] is its loop, [`order`] says whose turn it
-//! is, [`task`] what a job needs next, [`registry`] which model and LoRAs are loaded for it.
+//! The thread that owns the device, and what it does with jobs: `scheduler` is its loop, `order` says whose turn it is,
+//! `task` what a job needs next, `registry` which model and LoRAs are loaded for it.
 
 pub mod backend;
 pub mod error;

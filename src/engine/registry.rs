@@ -97,7 +97,7 @@ impl<B: Backend> Registry<B> {
     pub(super) fn load_default(&mut self) -> Result<Arc<ModelInfo>, Fault> {
         let loras = self.loras(0, &[]);
         self.prepare(0, &loras)?;
-        self.slots[0].info.clone().ok_or_else(|| Fault::Error(EngineError::Stopping))
+        self.slots[0].info.clone().ok_or(Fault::Error(EngineError::Stopping))
     }
 
     /// The place of a model, the default one without a name.
@@ -155,11 +155,8 @@ impl<B: Backend> Registry<B> {
 
     /// Loads the model if it is not, and merges exactly these LoRAs if they are not.
     pub(super) fn prepare(&mut self, at: usize, loras: &[LoraChoice]) -> Result<(), Fault> {
-        if self.slots[at].backend.is_none() {
-            self.load(at)?;
-        }
+        self.ensure_loaded(at)?;
         let slot = &mut self.slots[at];
-        slot.used = Instant::now();
         let Some(backend) = slot.backend.as_mut().filter(|_| slot.merged.as_deref() != Some(loras)) else {
             return Ok(());
         };
@@ -178,6 +175,15 @@ impl<B: Backend> Registry<B> {
             slot.info = Some(Arc::new(ModelInfo { name: slot.entry.name.clone(), ..backend.info() }));
             self.publish();
         }
+        Ok(())
+    }
+
+    /// Loads the model if it is not, whatever is merged.
+    pub(super) fn ensure_loaded(&mut self, at: usize) -> Result<(), Fault> {
+        if self.slots[at].backend.is_none() {
+            self.load(at)?;
+        }
+        self.slots[at].used = Instant::now();
         Ok(())
     }
 

@@ -16,6 +16,9 @@ use super::{Backend, Denoising, EngineError, Job, JobPhase, JobSource, Reply};
 /// A model that panics this often in a row is broken; a supervisor should start the server anew.
 const PANICS_ALLOWED: usize = 3;
 
+/// The captioning model was loaded beside the default one.
+const CAPTIONER: usize = 0;
+
 pub(super) struct Scheduler<'a, B: Backend> {
     registry: Registry<B>,
     tasks: Vec<Task<B::Denoising>>,
@@ -192,7 +195,11 @@ impl<'a, B: Backend> Scheduler<'a, B> {
             Action::Step | Action::Finish => tracing::Span::none(),
         };
         let _entered = stage.enter();
-        let done = self.registry.prepare(model, &loras).and_then(|()| match action {
+        let ready = match action {
+            Action::Caption(_) => self.registry.ensure_loaded(CAPTIONER),
+            _ => self.registry.prepare(model, &loras),
+        };
+        let done = ready.and_then(|()| match action {
             Action::Caption(index) => self.caption(at, index),
             Action::Start(index) => self.start(at, index),
             Action::Decode(making) => self.decode(at, making),
@@ -211,7 +218,7 @@ impl<'a, B: Backend> Scheduler<'a, B> {
     fn caption(&mut self, at: usize, index: usize) -> Result<(), Fault> {
         let task = &mut self.tasks[at];
         let Some(image) = task.job.work.based_on.get(index) else { return Ok(()) };
-        let caption = self.registry.call_twice(task.model, |backend, _| backend.caption(image))?;
+        let caption = self.registry.call_twice(CAPTIONER, |backend, _| backend.caption(image))?;
         task.captioned(caption);
         Ok(())
     }

@@ -97,7 +97,7 @@ fn a_batch_gives_what_single_steps_give() {
     let picture = RgbImage::from_fn(64, 64, |x, y| Rgb([x as u8 * 4, y as u8 * 4, 90]));
     let mask = GrayImage::from_fn(64, 64, |x, _| Luma([if x < 32 { 255 } else { 0 }]));
     // All that may differ in one batch: steps, guidance or none, prompts, samplers that draw noise, pictures, masks.
-    let mut requests = vec![request(1, 6), request(2, 4), request(3, 5), request(4, 6), request(5, 6)];
+    let mut requests = [request(1, 6), request(2, 4), request(3, 5), request(4, 6), request(5, 6)];
     requests[1].guidance_scale = Some(1.0);
     requests[2].prompt = "a (blue:1.3) boat".into();
     requests[2].scheduler = Some("EulerAncestralDiscreteScheduler".into());

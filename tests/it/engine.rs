@@ -212,6 +212,8 @@ async fn a_call_that_does_not_come_back_loses_the_device() {
     let started = Instant::now();
     assert_eq!(rig.engine.failed().await, EngineError::DeviceLost("no answer for 0.05 s".into()));
     assert!(started.elapsed() < ms(1500), "noticed while it hangs");
+    let failure = aquatint::cli::Failure::from(rig.engine.failed().await);
+    assert_eq!(failure.exit_code(), 70, "what a supervisor restarts on");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -340,4 +342,11 @@ async fn captions_come_before_pictures_and_into_their_prompts() {
     assert_eq!(made[0].recipe.prompt, prompt);
     assert!(is_right(&made[0], 1, 2));
     rig.end();
+
+    // The captioning model belongs to the default one, whichever makes the picture.
+    let (first, other) = (script(0), Script { caption_error: Some(EngineError::Stopping), ..script(0) });
+    let rig = Parts { scripts: vec![first.clone(), other], ..Parts::default() }.start().await;
+    let made =
+        rig.run(on("second", Work { based_on: vec![RgbImage::new(3, 4)], ..work(1, 2) })).await.unwrap();
+    assert_eq!((made[0].recipe.model.as_str(), first.captioned()), ("second", 1));
 }
