@@ -8,7 +8,7 @@ const FORBIDDEN: [(&str, &[&str]); 7] = [
     ("src/queue", &["candle", "axum", "api::", "cli::"]),
     ("src/engine", &["axum", "queue::", "api::", "cli::"]),
     ("src/cli", &["candle"]),
-    ("models/src", &["tokio", "axum", "hyper", "reqwest", "clap"]),
+    ("models/src", &["tokio", "axum", "hyper::", "reqwest", "clap"]),
     ("kernels/src", &["tokio", "axum", "aquatint_models", "tokenizers"]),
     ("src", &["anyhow"]),
 ];

@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use aquatint::api::edge::Edge;
+use aquatint::api::edge::caller::Peer;
 use aquatint::api::{App, LoraRegistry, Operations, router, server};
 use aquatint::engine::{Engine, EngineSettings, LoraChoice, ModelEntry};
 use aquatint::queue::{JobQueue, LocalQueue};
@@ -133,7 +134,10 @@ impl Server {
     }
 
     async fn call_with(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Body) -> Answer {
-        let mut request = Request::builder().method(method).uri(path).header("host", "testserver");
+        // From the same caller as one behind a socket.
+        let peer = Peer(SocketAddr::from(([127, 0, 0, 1], 1)));
+        let mut request =
+            Request::builder().method(method).uri(path).header("host", "testserver").extension(peer);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }

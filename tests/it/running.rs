@@ -28,11 +28,13 @@ impl Raw {
 }
 
 impl Running {
-    /// `aquatint serve` on a free port, as soon as it listens.
+    /// `aquatint serve` on a free port, as soon as it listens. Without the built-in model's LCM-LoRA: jobs of many steps
+    /// are wanted here, and LCM takes 50 at most.
     pub(crate) fn start(folder: &Folder, variables: &[(&str, &str)], arguments: &[&str]) -> Self {
         let log = folder.0.join("log");
         let arguments = [&["serve", "--port", "0"], arguments].concat();
-        let mut command = aquatint(folder, variables, &arguments);
+        let variables = [&[("SD_LCM_LORA_ID", "none")], variables].concat();
+        let mut command = aquatint(folder, &variables, &arguments);
         let child = command.stderr(Stdio::from(std::fs::File::create(&log).unwrap())).spawn().unwrap();
         let address = SocketAddr::from(([127, 0, 0, 1], port_of(&log)));
         Self { child, log, address }

@@ -180,7 +180,8 @@ mod tests {
 
     #[test]
     fn a_fitted_map_knows_the_colours_of_other_latents() {
-        let vae = AutoencoderKl::load(&crate::checkpoint::builtin::folder(), "vae", None, &Device::Cpu).unwrap();
+        let vae =
+            AutoencoderKl::load(&crate::checkpoint::builtin::folder(), "vae", None, &Device::Cpu).unwrap();
         let map = LatentToRgb::fitted(&vae, &Device::Cpu).unwrap();
         let held_out = flat_colours(&vae, 1, &Device::Cpu).unwrap();
         let mean = [0, 1, 2].map(|c| held_out.iter().map(|(_, colour)| colour[c]).sum::<f64>() / 64.0);

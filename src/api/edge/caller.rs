@@ -22,9 +22,14 @@ const OPEN: [&str; 8] =
     ["/", "/health", "/ready", "/ping", "/docs", "/redoc", "/openapi.json", "/favicon.ico"];
 const OPEN_FOLDERS: [&str; 3] = ["/page/", "/docs/", "/images/"];
 
+/// A file right in a folder: what has further slashes is a path of another kind.
+fn is_in(folder: &str, path: &str) -> bool {
+    path.strip_prefix(folder).is_some_and(|file| !file.contains('/'))
+}
+
 fn is_open(method: &Method, path: &str) -> bool {
     let reads = method == Method::GET || method == Method::HEAD;
-    reads && (OPEN.contains(&path) || OPEN_FOLDERS.iter().any(|folder| path.starts_with(folder)))
+    reads && (OPEN.contains(&path) || OPEN_FOLDERS.iter().any(|folder| is_in(folder, path)))
 }
 
 /// The layer: refuses who has no key where one is asked for, and tells the handlers who calls.
