@@ -79,7 +79,8 @@ fn png_compression() -> png::Compression {
         Some(PngCompression::None) => png::Compression::NoCompression,
         Some(PngCompression::Balanced) => png::Compression::Balanced,
         Some(PngCompression::High) => png::Compression::High,
-        Some(PngCompression::Fast) | None => png::Compression::Fast,
+        // Its Fast tries every filter on every row: five times as long for files 5 % smaller.
+        Some(PngCompression::Fast) | None => png::Compression::Fastest,
     }
 }
 

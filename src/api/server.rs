@@ -27,6 +27,8 @@ use super::{App, Operations, router};
 
 /// What a connection without a whole head is still given once the server is told to stop.
 const LAST_HEAD: Duration = Duration::from_secs(1);
+/// A head with more is refused; no client of these APIs sends as much.
+const MAX_HEAD_BYTES: usize = 64 << 10;
 /// After an `accept` that failed for lack of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// What tokio passes to `listen`: no more connections than these can wait in the kernel.
@@ -161,7 +163,7 @@ async fn connection(
         routes.clone().oneshot(request.map(Body::new))
     });
     let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(header_timeout);
+    builder.timer(TokioTimer::new()).header_read_timeout(header_timeout).max_buf_size(MAX_HEAD_BYTES);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

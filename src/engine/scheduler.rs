@@ -187,11 +187,13 @@ impl<'a, B: Backend> Scheduler<'a, B> {
             return self.finish(at, Ok(pictures), false);
         }
         let (model, loras) = (task.model, task.loras.clone());
-        // Each call of the model is a span; a step's is made where its batch is known.
+        // Each call of the model is a span within the request's; a step's is made where its batch is known.
+        let request = task.job.span.clone();
+        let _request = request.enter();
         let stage = match action {
-            Action::Caption(picture) => tracing::debug_span!(parent: &task.job.span, "caption", picture),
-            Action::Start(picture) => tracing::debug_span!(parent: &task.job.span, "start", picture),
-            Action::Decode(making) => tracing::debug_span!(parent: &task.job.span, "decode", making),
+            Action::Caption(picture) => tracing::debug_span!("caption", picture),
+            Action::Start(picture) => tracing::debug_span!("start", picture),
+            Action::Decode(making) => tracing::debug_span!("decode", making),
             Action::Step | Action::Finish => tracing::Span::none(),
         };
         let _entered = stage.enter();
@@ -260,7 +262,7 @@ impl<'a, B: Backend> Scheduler<'a, B> {
     fn step(&mut self, at: usize) -> Result<(), End> {
         let model = self.tasks[at].model;
         let members = self.batch(at);
-        let stage = tracing::debug_span!(parent: &self.tasks[at].job.span, "step", batch = members.len());
+        let stage = tracing::debug_span!("step", batch = members.len());
         for &(other, _) in &members {
             stage.follows_from(&self.tasks[other].job.span);
         }
