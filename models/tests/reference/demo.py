@@ -19,7 +19,7 @@ CASES = {
     "cat_duotone": dict(
         prompt="a cat face, 3d", negative_prompt="", seed=9, num_inference_steps=15, guidance_scale=4.0, lora="duotone", lora_scale=0.8
     ),
-    "apple_refined": dict(prompt="a green apple", seed=10, num_inference_steps=25, guidance_scale=4.0, image="apple", strength=0.6),
+    "apple_refined": dict(prompt="a green apple", seed=10, num_inference_steps=25, guidance_scale=4.0, image="apple", strength=0.8),
 }
 
 
