@@ -4,6 +4,8 @@ tests pass. Passes its input on.
 
     cargo test ... -- --nocapture | scripts/scoreboard.py 5 6 7
 
+SCOREBOARD_NOTE is added to where the figures come from: "dev build, beside other work".
+
 The keys that must be among the rows are arguments. Ends with 1 when one is missing or a target was missed.
 """
 import os
@@ -36,6 +38,8 @@ def main():
     rows.pop("#", None)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=FILE.parent)
     when = f"{time.strftime('%Y-%m-%d')}, {commit.stdout.strip() or '?'}, {os.cpu_count()} cores"
+    if note := os.environ.get("SCOREBOARD_NOTE"):
+        when += f", {note}"
     found, failed = {}, False
     for line in sys.stdin:
         print(line, end="", flush=True)

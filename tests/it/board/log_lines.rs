@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::row;
+use super::{full, row};
 use crate::cli::Folder;
 use crate::running::Running;
 
@@ -28,9 +28,12 @@ fn each_request_is_one_line_whatever_its_prompt() {
         })
         .collect();
     let mut statuses = Vec::new();
-    for (i, prompt) in prompts.iter().enumerate() {
+    // Every fifth is one of each kind.
+    let step = if full() { 1 } else { 5 };
+    let asked = prompts.len().div_ceil(step);
+    for (i, prompt) in prompts.iter().enumerate().step_by(step) {
         // Also as names that errors quote.
-        let config = match i % 5 {
+        let config = match i / step % 5 {
             0 => json!({"numImages": 1, "steps": 1, "lora": prompt}),
             1 => json!({"numImages": 1, "steps": 1, "scheduler": prompt}),
             _ => json!({"numImages": 1, "steps": 1, "negativePrompt": prompt}),
@@ -50,7 +53,7 @@ fn each_request_is_one_line_whatever_its_prompt() {
         let id = line.get("request_id").and_then(Value::as_str).and_then(|id| id.strip_prefix("q-"));
         if let (Some(id), Some("request")) = (id, line.get("message").and_then(Value::as_str)) {
             let id: usize = id.parse().unwrap();
-            assert_eq!(line["status"], statuses[id]);
+            assert_eq!(line["status"], statuses[id / step]);
             lines[id] += 1;
         }
     }
@@ -62,8 +65,8 @@ fn each_request_is_one_line_whatever_its_prompt() {
         "50 prompts with control characters",
         "one JSON log line each",
         format!(
-            "{exact} of 50 with one line, {broken} broken lines, {raw} raw control characters; {painted} painted"
+            "{exact} of {asked} with one line, {broken} broken lines, {raw} raw control characters; {painted} painted"
         ),
-        exact == 50 && broken == 0 && raw == 0 && painted >= 25,
+        exact == asked && broken == 0 && raw == 0 && painted * 2 >= asked,
     );
 }
