@@ -32,12 +32,14 @@ async fn ping_says_whether_it_is_ready() {
     assert_eq!(broken.get("/ping").await.status, 500);
 }
 
+/// Job, query, headers and body of a result.
+type Posted = (String, String, HeaderMap, Value);
+
 /// What the job API has to hand out, and what it was told.
 #[derive(Clone, Default)]
 struct JobApi {
     jobs: Arc<Mutex<VecDeque<(u16, Value)>>>,
-    /// `(job, query, headers, body)`
-    done: Arc<Mutex<Vec<(String, String, HeaderMap, Value)>>>,
+    done: Arc<Mutex<Vec<Posted>>>,
     /// `(path and query, authorization)` of every request to take a job, and of every ping.
     asked: Arc<Mutex<Vec<(String, String)>>>,
     pings: Arc<Mutex<Vec<String>>>,

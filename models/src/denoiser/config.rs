@@ -160,8 +160,8 @@ impl UnetConfig {
         for (key, only) in ONLY {
             let Some(value) = self.rest.get(key) else { continue };
             // `null` where a switch may stand means the switch is off; 1 and 1.0 are one number.
-            let same =
-                value.to_string() == only || (value.is_number() && value.as_f64() == only.parse().ok());
+            let equal = serde_json::from_str::<serde_json::Value>(only).is_ok_and(|only| only == *value);
+            let same = equal || (value.is_number() && value.as_f64() == only.parse().ok());
             if !same && !value.is_null() {
                 return bad(format!("{key} is {value}, only {only} is supported"));
             }
