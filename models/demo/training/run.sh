@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains everything, in order:  models/demo/training/run.sh EMOJI_FOLDER RUN_FOLDER
-# Minutes are those of the model in the tree, on two CPU cores; a GPU needs fewer and may take more samples. The longest
+# Minutes are about those of the model in the tree, on two CPU cores; more is better, a GPU needs fewer. The longest
 # part goes on from its last checkpoint: call denoiser.py with --resume.
 set -euo pipefail
 data=$1 run=$2
@@ -10,7 +10,7 @@ mkdir -p "$run"
 step() { "$python" -u "$here/$1.py" --data "$data" --run "$run" "${@:2}"; }
 
 step tokenizer
-step vae --minutes 60
+step vae --minutes 35
 step denoiser --minutes 75
 step distill --minutes 14
 step style --minutes 5
