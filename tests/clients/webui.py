@@ -23,7 +23,8 @@ assert api.get_scripts() == {"txt2img": [], "img2img": []}
 assert {"ram", "cuda"} <= set(api.get_memory())
 for listing in [api.get_upscalers, api.get_latent_upscale_modes, api.get_cmd_flags]:
     assert listing()
-for listing in [api.get_loras, api.get_sd_vae, api.get_hypernetworks, api.get_face_restorers, api.get_prompt_styles]:
+assert [lora["name"] for lora in api.get_loras()] == ["duotone"]
+for listing in [api.get_sd_vae, api.get_hypernetworks, api.get_face_restorers, api.get_prompt_styles]:
     assert listing() == []
 api.util_wait_for_ready(check_interval=0.1)
 
