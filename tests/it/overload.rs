@@ -29,8 +29,11 @@ fn job(seed: usize, steps: usize) -> Value {
     json!({"prompt": "a", "aspectRatio": "1:1", "config": {"steps": steps, "numImages": 1, "seed": seed}})
 }
 
-/// A kept connection.
-struct Client(TcpStream);
+/// Sooner than the server closes a connection on which nothing is asked.
+const IDLE: Duration = Duration::from_secs(5);
+
+/// A kept connection, and when it was last used.
+struct Client(TcpStream, Instant);
 
 struct Answer {
     status: u16,
@@ -41,7 +44,7 @@ struct Answer {
 
 impl Client {
     async fn connect(address: SocketAddr) -> Self {
-        Self(TcpStream::connect(address).await.unwrap())
+        Self(TcpStream::connect(address).await.unwrap(), Instant::now())
     }
 
     async fn send(&mut self, body: &str) {
@@ -75,6 +78,9 @@ impl Client {
 
     async fn exchange(&mut self, body: &str) -> Answer {
         let started = Instant::now();
+        if self.1.elapsed() > IDLE {
+            *self = Self::connect(self.0.peer_addr().unwrap()).await;
+        }
         self.send(body).await;
         let mut text = Vec::new();
         let head = loop {
@@ -90,6 +96,7 @@ impl Client {
         while text.len() < head + length {
             self.read(&mut text).await;
         }
+        self.1 = Instant::now();
         Answer {
             status: lines.split_whitespace().nth(1).unwrap().parse().unwrap(),
             retry_after_s: header("retry-after:"),
