@@ -187,7 +187,19 @@ where
     on(filter, handler).on(MethodFilter::HEAD, refuse.clone()).fallback(refuse)
 }
 
-/// A route with two methods.
+/// A route with GET and another method; others get a 405 that says `allowed`.
+fn get_or<G, O, T, U>(get: G, method: MethodFilter, other: O, allowed: &'static str) -> MethodRouter<App>
+where
+    G: Handler<T, App>,
+    O: Handler<U, App>,
+    T: 'static,
+    U: 'static,
+{
+    let refuse = move || async move { fastapi::method_not_allowed(allowed) };
+    on(MethodFilter::GET, get).on(method, other).on(MethodFilter::HEAD, refuse).fallback(refuse)
+}
+
+/// A route with GET and POST.
 fn get_or_post<G, P, T, U>(get: G, post: P) -> MethodRouter<App>
 where
     G: Handler<T, App>,
@@ -195,11 +207,10 @@ where
     T: 'static,
     U: 'static,
 {
-    let refuse = || async { fastapi::method_not_allowed("GET, POST") };
-    on(MethodFilter::GET, get).on(MethodFilter::POST, post).on(MethodFilter::HEAD, refuse).fallback(refuse)
+    get_or(get, MethodFilter::POST, post, "GET, POST")
 }
 
-/// A route with two methods.
+/// A route with GET and DELETE.
 fn get_or_delete<G, D, T, U>(get: G, delete: D) -> MethodRouter<App>
 where
     G: Handler<T, App>,
@@ -207,9 +218,5 @@ where
     T: 'static,
     U: 'static,
 {
-    let refuse = || async { fastapi::method_not_allowed("DELETE, GET") };
-    on(MethodFilter::GET, get)
-        .on(MethodFilter::DELETE, delete)
-        .on(MethodFilter::HEAD, refuse)
-        .fallback(refuse)
+    get_or(get, MethodFilter::DELETE, delete, "DELETE, GET")
 }
