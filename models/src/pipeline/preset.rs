@@ -40,6 +40,30 @@ impl Preset {
     /// A latent consistency model. It takes its guidance as an input; diffusers' default is 8.5.
     pub const LCM: Self = Self { guidance_scale: 8.5, ..Self::LCM_LORA };
 
+    /// FLUX.1 schnell, which takes no guidance.
+    pub const FLUX_SCHNELL: Self = Self {
+        name: "schnell",
+        scheduler: None,
+        num_inference_steps: 4,
+        max_inference_steps: 4,
+        guidance_scale: 0.0,
+        fixes_guidance: true,
+    };
+
+    /// FLUX.1 dev, Kontext and Krea, which take their guidance as an input.
+    pub const FLUX_DEV: Self = Self {
+        name: "dev",
+        scheduler: None,
+        num_inference_steps: 28,
+        max_inference_steps: usize::MAX,
+        guidance_scale: 3.5,
+        fixes_guidance: true,
+    };
+
+    /// FLUX.1 Fill.
+    pub const FLUX_FILL: Self =
+        Self { name: "fill", num_inference_steps: 50, guidance_scale: 30.0, ..Self::FLUX_DEV };
+
     /// Whether it was distilled to few steps, so that samplers and steps meant for other models do not fit.
     pub fn is_distilled(&self) -> bool {
         self.max_inference_steps < usize::MAX
@@ -49,10 +73,10 @@ impl Preset {
     pub fn of_model(name: &str) -> Option<Self> {
         let words = Words::new(name);
         if words.has("flux") && words.is("dev") {
-            return Some(Self::guided("dev", 28, 3.5));
+            return Some(Self::FLUX_DEV);
         }
         if words.has("schnell") {
-            return Some(Self::unguided("schnell", None, 4, 4));
+            return Some(Self::FLUX_SCHNELL);
         }
         // `has`, as merged models are called RealVisXL_Lightning or JuggernautXLLightning.
         Self::hyper(&words)
