@@ -13,6 +13,8 @@ pub(crate) enum Weight {
     Packed(PackedWeight),
     /// On any other device: as checkpoints store it.
     Plain(Tensor),
+    /// Not in memory at present.
+    Absent,
 }
 
 impl Weight {
@@ -22,6 +24,15 @@ impl Weight {
         } else {
             Self::Plain(weight.clone())
         })
+    }
+
+    /// What it takes in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Packed(weight) => weight.bytes(),
+            Self::Plain(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
+            Self::Absent => 0,
+        }
     }
 }
 
@@ -33,6 +44,16 @@ impl ReplaceableWeight {
     /// Takes the weight over.
     pub(crate) fn new(weight: &Tensor) -> Result<Self> {
         Ok(Self(RwLock::new(Weight::new(weight)?)))
+    }
+
+    /// A weight that comes later.
+    pub(crate) fn absent() -> Self {
+        Self(RwLock::new(Weight::Absent))
+    }
+
+    /// Frees the present weight.
+    pub(crate) fn drop_weight(&self) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Weight::Absent;
     }
 
     /// Puts another weight in place of the present one, whose shape the caller has compared.

@@ -81,6 +81,15 @@ impl PackedWeight {
         Ok(Self { data, columns, parts, depth })
     }
 
+    /// What it takes in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        match &self.data {
+            Data::F32(lines) => size_of_val(&lines[..]),
+            Data::F16(lines) => size_of_val(&lines[..]),
+            Data::Bf16(lines) => size_of_val(&lines[..]),
+        }
+    }
+
     /// Steps of the sum.
     pub(crate) fn steps(&self) -> usize {
         self.parts * self.depth
