@@ -20,6 +20,7 @@ pub mod geglu;
 pub mod group_norm;
 pub mod layer_norm;
 pub mod linear;
+pub mod low_rank;
 pub mod memory;
 pub mod rgb8;
 #[cfg(test)]
@@ -36,6 +37,7 @@ pub use geglu::geglu;
 pub use group_norm::group_norm;
 pub use layer_norm::layer_norm;
 pub use linear::Linear;
+pub use low_rank::LowRank;
 pub use memory::keep_freed_memory;
 pub use rgb8::rgb8;
 pub use timestep_embedding::timestep_embedding;

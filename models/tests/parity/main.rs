@@ -9,6 +9,7 @@ mod clip;
 mod common;
 #[cfg(feature = "demo")]
 mod demo;
+mod flux_lora;
 mod lora;
 mod noise;
 mod pipeline;
