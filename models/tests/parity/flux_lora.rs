@@ -354,7 +354,7 @@ fn all_keys_of_published_files_are_matched() {
         ("flux_lora_kohya_with_te1_format", Format::Kohya, 566, 64),
         ("flux_lora_diffusers_format", Format::Diffusers, 494, 64),
         ("flux_lora_diffusers_no_proj_mlp_format", Format::Diffusers, 342, 64),
-        ("flux_lora_aitoolkit_format", Format::AiToolkit, 380, 64),
+        ("flux_lora_aitoolkit_format", Format::AiToolkit, 418, 64),
         ("flux_control_lora_format", Format::Bfl, 504, 128),
         ("flux_lokr_bfl_format", Format::AiToolkit, 11, 64),
     ] {

@@ -148,7 +148,7 @@ def fused_by_diffusers(*loras):
     pipe = pipeline()
     for i, (state, _) in enumerate(loras):
         # 0.35 drops sd-scripts' `lora_te1_` and takes the older name of the same.
-        state = {k.replace("lora_te1_", "lora_te_"): v.float() for k, v in state.items()}
+        state = {k.replace("lora_te1_", "lora_te_"): v.float().clone() for k, v in state.items()}
         pipe.load_lora_weights(state, adapter_name=f"lora_{i}")
     return fused(pipe, {f"lora_{i}": scale for i, (_, scale) in enumerate(loras)})
 
@@ -185,10 +185,11 @@ TEXT = [key for key in BASE if key[0] == "text_encoder" and key[1].endswith(("q_
 
 
 def kohya():
-    """sd-scripts, with the text encoder."""
+    """sd-scripts, with the text encoder. Of one rank: where ranks differ and no alphas are left, as here after its
+    conversion, diffusers 0.35 multiplies each product by the first rank over its own."""
     state = {}
     for i, name in enumerate(BLOCK_NAMES):
-        down, up = low_rank(fused_shape(name), [2, 3][i % 2])
+        down, up = low_rank(fused_shape(name), 3)
         key = "lora_unet_" + name.replace(".", "_")
         state |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": torch.tensor([1.0, 4.5][i % 2])}
     for target, name in TEXT:
@@ -204,12 +205,15 @@ def kohya_outer():
     """The layers outside of the blocks, by the formula: diffusers 0.35 reads them and then drops them, as it gives them
     names without the component's, and it ignores their alphas."""
     state, found = {}, dict(BASE)
-    for name in OUTER:
-        down, up = low_rank(fused_shape(name), 2)
+    for i, name in enumerate(OUTER):
+        rank, alpha = [(1, 0.5), (2, 3.0), (3, None)][i % 3]
+        down, up = low_rank(fused_shape(name), rank)
         key = "lora_unet_" + name.replace(".", "_")
-        state |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": torch.tensor(1.0)}
+        state |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}
+        if alpha:
+            state[f"{key}.alpha"] = torch.tensor(alpha)
         weight, bias = fuse(name, BASE)
-        found |= split(name, weight + 1.3 * 0.5 * up @ down, bias)
+        found |= split(name, weight + 1.3 * (alpha or rank) / rank * up @ down, bias)
     case("kohya_outer", [(save("kohya_outer", state), 1.3)], found, expect=keys_of(OUTER))
 
 
@@ -271,21 +275,21 @@ def control():
     wide["transformer", "x_embedder"] = (torch.cat([weight, torch.zeros_like(weight)], 1), bias)
     state = {}
     for name in NAMES:
-        down, up = low_rank(fused_shape(name, wide), 2)
+        down, up = low_rank(fused_shape(name, wide), 1 if name == "final_layer.linear" else 2)
         state |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up, f"{name}.lora_B.bias": random(len(up))}
     norms = {f"{b}.{i}.{s}norm.{n}_norm.scale": 1 + random(WIDTH) for i in range(BLOCKS) for b, s in (("double_blocks", "img_attn."), ("double_blocks", "txt_attn."), ("single_blocks", "")) for n in ("query", "key")}
     scale = 0.6
     found = fused_by_diffusers((state | norms, scale))
     assert found["transformer", "x_embedder"][0].shape == wide["transformer", "x_embedder"][0].shape
-    # diffusers exchanges the halves of norm_out's lora_A too, whose rows are ranks and not outputs: the product is then
-    # of rows that do not belong together. By the formula instead.
-    name = "final_layer.adaLN_modulation.1"
-    weight, bias = fuse(name, BASE)
-    weight = weight + scale * state[f"{name}.lora_B.weight"] @ state[f"{name}.lora_A.weight"]
-    ours = split(name, weight, bias + scale * state[f"{name}.lora_B.bias"])
-    key = "transformer", "norm_out.linear"
-    assert not torch.allclose(ours[key][0], found[key][0]) and torch.allclose(ours[key][1], found[key][1])
-    case("control", [(save("control", state | norms), scale)], found | ours, base=wide, expect=keys_of(NAMES))
+    # By the formula instead: diffusers exchanges the halves of norm_out's lora_A too, whose rows are ranks and not
+    # outputs, so that rows are multiplied that do not belong together; and proj_out is of another rank, see `kohya`.
+    for name, layer in (("final_layer.adaLN_modulation.1", "norm_out.linear"), ("final_layer.linear", "proj_out")):
+        weight, bias = fuse(name, BASE)
+        weight = weight + scale * state[f"{name}.lora_B.weight"] @ state[f"{name}.lora_A.weight"]
+        ours = split(name, weight, bias + scale * state[f"{name}.lora_B.bias"])
+        assert not torch.allclose(ours["transformer", layer][0], found["transformer", layer][0])
+        found |= ours
+    case("control", [(save("control", state | norms), scale)], found, base=wide, expect=keys_of(NAMES))
 
 
 def configs():
