@@ -12,7 +12,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::safetensors_file::SafetensorsFile;
 use super::synthetic;
-use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear, Padding};
+use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear, LowRank, Padding};
 use crate::{Error, Result};
 
 /// A layer whose weight can be replaced.
@@ -375,6 +375,46 @@ impl Weights {
             Layer::Linear(l) if l.weight_bytes() == 0 => (total, 0),
             Layer::Linear(_) | Layer::Conv2d(_) => (total, total),
         })
+    }
+
+    /// Whether a layer's weight is held in blocks with scales, so that adding to it would round what is added.
+    pub fn is_quantized(&self, _layer: &str) -> bool {
+        false
+    }
+
+    /// Whether a layer has a bias that can be replaced. A convolution's cannot.
+    pub fn has_bias(&self, layer: &str) -> bool {
+        matches!(self.layer(layer), Ok((Layer::Linear(l), _)) if l.has_bias())
+    }
+
+    /// The base bias of a linear layer in f32, `(out)`, read from the source again.
+    pub fn base_bias(&self, layer: &str) -> Result<Tensor> {
+        let linear = self.linear_layer(layer)?;
+        Ok(self.read(&format!("{layer}.bias"), &[linear.out_features()])?.to_dtype(DType::F32)?)
+    }
+
+    /// Replaces a linear layer's bias, `(out)`.
+    pub fn replace_bias(&self, layer: &str, bias: &Tensor) -> Result<()> {
+        Ok(self.linear_layer(layer)?.replace_bias(bias)?)
+    }
+
+    /// Puts the base bias of a linear layer back, bit for bit.
+    pub fn restore_bias(&self, layer: &str) -> Result<()> {
+        self.replace_bias(layer, &self.base_bias(layer)?)
+    }
+
+    /// Applies these differences beside a linear layer's weight, in place of those that are; none undoes it.
+    pub fn replace_low_rank(&self, layer: &str, low_rank: Vec<LowRank>) -> Result<()> {
+        Ok(self.linear_layer(layer)?.replace_low_rank(low_rank)?)
+    }
+
+    fn linear_layer(&self, name: &str) -> Result<Arc<Linear>> {
+        match self.layer(name)?.0 {
+            Layer::Linear(linear) => Ok(linear),
+            Layer::Conv2d(_) => {
+                Err(Error::invalid(format!("{}: {name} is no linear layer", self.component.name)))
+            }
+        }
     }
 
     fn layer(&self, name: &str) -> Result<(Layer, Vec<usize>)> {

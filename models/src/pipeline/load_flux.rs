@@ -115,11 +115,14 @@ fn info(
             ),
         ));
     }
-    let named = options.unet.as_deref().and_then(|path| Preset::of_model(&last_names(path)));
+    let edits_pictures = index._class_name.contains("Kontext");
+    let file = options.unet.clone().or_else(|| folder.disk_path());
+    let named = file.and_then(|path| Preset::of_model(&last_names(&path)));
     let preset = match (config.guidance_embeds, config.in_channels == fill) {
         (_, true) => Preset::FLUX_FILL,
-        (true, _) => named.unwrap_or(Preset::FLUX_DEV),
         (false, _) => Preset::FLUX_SCHNELL,
+        (true, _) if edits_pictures => Preset::FLUX_KONTEXT,
+        (true, _) => named.unwrap_or(Preset::FLUX_DEV),
     };
     let info = ModelInfo {
         name: folder.name(),
@@ -131,7 +134,7 @@ fn info(
         scheduler: flow_match::CLASS_NAME.to_owned(),
         device: String::new(),
         needs_mask: config.in_channels == fill,
-        edits_pictures: index._class_name.contains("Kontext"),
+        edits_pictures,
         random_weights: false,
         preset: None,
         memory: None,

@@ -201,6 +201,9 @@ impl Pipeline {
         let mut targets = vec![(self.denoiser_target(), self.denoiser.weights())];
         targets.extend(self.text_encoder.iter().map(|t| (Target::TextEncoder, t.weights())));
         targets.extend(self.text_encoder_2.iter().map(|t| (Target::TextEncoder2, t.weights())));
+        if let Some(flux::T5::Resident(t5)) = &self.t5 {
+            targets.push((Target::TextEncoder2, t5.weights()));
+        }
         let in_text = |l: &MergedLoras| l.changes(Target::TextEncoder) || l.changes(Target::TextEncoder2);
         let before = in_text(&self.loras);
         let reports = self.loras.set(&targets, &loras);
@@ -214,7 +217,10 @@ impl Pipeline {
 
     /// What LoRA files call the denoiser.
     fn denoiser_target(&self) -> Target {
-        Target::Unet
+        match self.denoiser {
+            Denoiser::Unet(_) => Target::Unet,
+            Denoiser::Flux(_) => Target::Transformer,
+        }
     }
 
     /// `(found, encoded)` of the prompts so far.
