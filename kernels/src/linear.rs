@@ -1,10 +1,9 @@
 //! `y = activation(x W^T + b) + residual`: a matrix product with its bias and what follows it.
 
-use candle_core::{DType, Result, Tensor, bail};
-
-use crate::Activation;
 use crate::cpu::{self, Epilogue, Level, PackedWeight, Rows, Shared};
 use crate::weight::{ReplaceableWeight, Weight};
+use crate::{Activation, EncodedWeight};
+use candle_core::{DType, Device, Result, Tensor, bail};
 
 /// A linear layer that owns its weight in the layout its device wants.
 #[derive(Debug)]
@@ -18,14 +17,29 @@ pub struct Linear {
 impl Linear {
     /// `weight`: `(out, in)`, f32, f16 or bf16; `bias`: `(out)`.
     pub fn new(weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
-        let (out_features, in_features) = weight.dims2()?;
+        Self::with(ReplaceableWeight::new(weight)?, weight.dims2()?, bias)
+    }
+
+    /// `weight`: `(out, in)` in a format that it keeps, on `device`; `bias`: `(out)`.
+    ///
+    /// On the CPU the products are those of the decoded weight in f32, to the byte. On other devices candle multiplies
+    /// with block formats, and may round activations to eight bits.
+    pub fn encoded(weight: &EncodedWeight, bias: Option<&Tensor>, device: &Device) -> Result<Self> {
+        Self::with(ReplaceableWeight::encoded(weight, device)?, weight.dims(), bias)
+    }
+
+    fn with(
+        weight: ReplaceableWeight,
+        (out_features, in_features): (usize, usize),
+        bias: Option<&Tensor>,
+    ) -> Result<Self> {
         let bias = bias.map(|b| b.to_dtype(DType::F32)?.contiguous()).transpose()?;
         if let Some(b) = &bias
             && b.dims() != [out_features]
         {
-            bail!("linear: the bias has shape {:?}, the weight {:?}", b.dims(), weight.dims());
+            bail!("linear: the bias has shape {:?}, the weight ({out_features}, {in_features})", b.dims());
         }
-        Ok(Self { weight: ReplaceableWeight::new(weight)?, bias, in_features, out_features })
+        Ok(Self { weight, bias, in_features, out_features })
     }
 
     /// Channels of the input.
@@ -40,15 +54,22 @@ impl Linear {
 
     /// Puts another weight of the same shape in place of the present one: how LoRAs are merged and undone.
     pub fn replace_weight(&self, weight: &Tensor) -> Result<()> {
-        if weight.dims() != [self.out_features, self.in_features] {
-            bail!(
-                "linear: a weight of shape {:?} cannot replace one of ({}, {})",
-                weight.dims(),
-                self.out_features,
-                self.in_features
-            );
-        }
+        self.same_shape(weight.dims())?;
         self.weight.replace(weight)
+    }
+
+    /// The same with a weight in a format, on `device`.
+    pub fn replace_encoded(&self, weight: &EncodedWeight, device: &Device) -> Result<()> {
+        self.same_shape(&[weight.dims().0, weight.dims().1])?;
+        self.weight.replace_encoded(weight, device)
+    }
+
+    fn same_shape(&self, dims: &[usize]) -> Result<()> {
+        if dims != [self.out_features, self.in_features] {
+            let present = (self.out_features, self.in_features);
+            bail!("linear: a weight of shape {dims:?} cannot replace one of {present:?}");
+        }
+        Ok(())
     }
 
     /// `x`: `(.., in)`; returns `(.., out)`.
@@ -76,6 +97,7 @@ impl Linear {
         match &*self.weight.read() {
             Weight::Packed(w) => on_cpu(Level::best(), x, w, self.bias.as_ref(), activation, residual, shape),
             Weight::Plain(w) => definition(x, w, self.bias.as_ref(), activation, residual),
+            Weight::Encoded(w) => rest(w.product(x)?, self.bias.as_ref(), activation, residual),
         }
     }
 }
@@ -87,7 +109,17 @@ fn definition(
     activation: Activation,
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let mut y = x.contiguous()?.broadcast_matmul(&weight.to_dtype(x.dtype())?.t()?)?;
+    let y = x.contiguous()?.broadcast_matmul(&weight.to_dtype(x.dtype())?.t()?)?;
+    rest(y, bias, activation, residual)
+}
+
+/// What follows the product.
+fn rest(
+    mut y: Tensor,
+    bias: Option<&Tensor>,
+    activation: Activation,
+    residual: Option<&Tensor>,
+) -> Result<Tensor> {
     if let Some(b) = bias {
         y = y.broadcast_add(b)?;
     }
