@@ -116,8 +116,8 @@ fn info(
         ));
     }
     let edits_pictures = index._class_name.contains("Kontext");
-    let file = options.unet.clone().or_else(|| folder.disk_path());
-    let named = file.and_then(|path| Preset::of_model(&last_names(&path)));
+    let path = options.unet.clone().unwrap_or_else(|| folder.path(""));
+    let named = Preset::of_model(&last_names(&path));
     let preset = match (config.guidance_embeds, config.in_channels == fill) {
         (_, true) => Preset::FLUX_FILL,
         (false, _) => Preset::FLUX_SCHNELL,

@@ -49,9 +49,9 @@ impl Model {
             tensors.insert(format!("{layer}.bias"), (shape[..1].to_vec(), bytes(bias)));
             tensors.insert(format!("{layer}.weight"), (shape, bytes(values)));
         }
-        let views = tensors.iter().map(|(name, (shape, bytes))| {
-            (name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap())
-        });
+        let views = tensors
+            .iter()
+            .map(|(name, (shape, bytes))| (name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
         let file = serialize(views, None).unwrap();
         let weights = [Target::Transformer, Target::TextEncoder].map(|target| {
             let file = SafetensorsFile::from_bytes("base", file.clone()).unwrap();
@@ -160,11 +160,14 @@ fn the_scale_matters() {
 #[test]
 fn what_was_merged_before_leaves_no_trace() {
     let fresh = Model::new(true);
-    let (control, dora, second) = (open("flux_lora_control"), open("flux_lora_dora"), open("flux_lora_second"));
+    let (control, dora, second) =
+        (open("flux_lora_control"), open("flux_lora_dora"), open("flux_lora_second"));
     fresh.merge(&mut MergedLoras::default(), &[(&dora, 0.5), (&second, 2.0)]).unwrap();
     let used = Model::new(true);
     let mut merged = MergedLoras::default();
-    for loras in [&[(&control, 3.0)][..], &[], &[(&second, -1.0), (&control, 0.1)], &[(&dora, 0.5), (&second, 2.0)]] {
+    for loras in
+        [&[(&control, 3.0)][..], &[], &[(&second, -1.0), (&control, 0.1)], &[(&dora, 0.5), (&second, 2.0)]]
+    {
         used.merge(&mut merged, loras).unwrap();
     }
     for (ours, expected) in used.columns().iter().zip(fresh.columns()) {
@@ -203,7 +206,8 @@ fn file(tensors: &[(&str, &[usize])]) -> LoraFile {
         let bytes = &ones[..4 * shape.iter().product::<usize>()];
         (*name, TensorView::new(Dtype::F32, shape.to_vec(), bytes).unwrap())
     });
-    LoraFile::new(SafetensorsFile::from_bytes("some.safetensors", serialize(views, None).unwrap()).unwrap()).unwrap()
+    LoraFile::new(SafetensorsFile::from_bytes("some.safetensors", serialize(views, None).unwrap()).unwrap())
+        .unwrap()
 }
 
 #[test]
@@ -212,12 +216,13 @@ fn files_that_do_not_fit_are_refused_and_change_nothing() {
     let base = model.columns();
     let mut merged = MergedLoras::default();
     let good = open("flux_lora_kohya");
-    let mut refused = |file: &LoraFile| {
-        model.merge(&mut merged, &[(&good, 1.0), (file, 1.0)]).unwrap_err().to_string()
-    };
+    let mut refused =
+        |file: &LoraFile| model.merge(&mut merged, &[(&good, 1.0), (file, 1.0)]).unwrap_err().to_string();
     // A control LoRA on a model without the channels.
     let control = refused(&open("flux_lora_control"));
-    for part in ["img_in.lora_A.weight [2, 16]", "x_embedder has shape [16, 8]", "control pictures are not supported"] {
+    for part in
+        ["img_in.lora_A.weight [2, 16]", "x_embedder has shape [16, 8]", "control pictures are not supported"]
+    {
         assert!(control.contains(part), "{part} is not in: {control}");
     }
     // A fused matrix with too many rows.
@@ -225,12 +230,19 @@ fn files_that_do_not_fit_are_refused_and_change_nothing() {
     let (down, up, bias) =
         (format!("{qkv}.lora_A.weight"), format!("{qkv}.lora_B.weight"), format!("{qkv}.lora_B.bias"));
     let rows = refused(&file(&[(&down, &[1, 16]), (&up, &[50, 1])]));
-    assert!(rows.contains("a difference of 50 x 16") && rows.contains("0.attn.to_v has shape [16, 16]"), "{rows}");
+    assert!(
+        rows.contains("a difference of 50 x 16") && rows.contains("0.attn.to_v has shape [16, 16]"),
+        "{rows}"
+    );
     // A LoRA of another architecture.
     let unet = "lora_unet_mid_block_attentions_0_proj_in";
-    let other = file(&[(&format!("{unet}.lora_down.weight"), &[1, 4]), (&format!("{unet}.lora_up.weight"), &[4, 1])]);
+    let other =
+        file(&[(&format!("{unet}.lora_down.weight"), &[1, 4]), (&format!("{unet}.lora_up.weight"), &[4, 1])]);
     let other = refused(&other);
-    assert!(other.contains("none of its 2 keys") && other.contains("kohya") && other.contains(unet), "{other}");
+    assert!(
+        other.contains("none of its 2 keys") && other.contains("kohya") && other.contains(unet),
+        "{other}"
+    );
     for (ours, base) in model.columns().iter().zip(&base) {
         assert_eq!(max_difference(ours, base), 0.0, "a refused set must change nothing");
     }
@@ -240,7 +252,8 @@ fn files_that_do_not_fit_are_refused_and_change_nothing() {
         weights.linear(&format!("transformer_blocks.0.attn.{name}"), 16, 16, false).unwrap();
     }
     let biased = file(&[(&down, &[1, 16]), (&up, &[48, 1]), (&bias, &[48])]);
-    let error = MergedLoras::default().set(&[(Target::Transformer, &weights)], &[(&biased, 1.0)]).unwrap_err();
+    let error =
+        MergedLoras::default().set(&[(Target::Transformer, &weights)], &[(&biased, 1.0)]).unwrap_err();
     assert!(error.to_string().contains(&bias) && error.to_string().contains("has none"), "{error}");
 }
 
@@ -299,7 +312,9 @@ fn flux_dev(channels: usize) -> [(Target, LayerShapes); 2] {
     }
     for i in 0..19 {
         let block = format!("transformer_blocks.{i}");
-        for name in ["to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj", "to_out.0", "to_add_out"] {
+        for name in
+            ["to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj", "to_out.0", "to_add_out"]
+        {
             add(format!("{block}.attn.{name}"), inner, inner);
         }
         for context in ["", "_context"] {
@@ -318,9 +333,13 @@ fn flux_dev(channels: usize) -> [(Target, LayerShapes); 2] {
         add(format!("{block}.proj_out"), inner, inner + mlp);
     }
     let text = (0..12).flat_map(|i| {
-        let square = ["q_proj", "k_proj", "v_proj", "out_proj"].map(|n| (format!("self_attn.{n}"), vec![768, 768]));
+        let square =
+            ["q_proj", "k_proj", "v_proj", "out_proj"].map(|n| (format!("self_attn.{n}"), vec![768, 768]));
         let mlp = [("mlp.fc1".to_owned(), vec![3072, 768]), ("mlp.fc2".to_owned(), vec![768, 3072])];
-        square.into_iter().chain(mlp).map(move |(n, shape)| (format!("text_model.encoder.layers.{i}.{n}"), shape))
+        square
+            .into_iter()
+            .chain(mlp)
+            .map(move |(n, shape)| (format!("text_model.encoder.layers.{i}.{n}"), shape))
     });
     [(Target::Transformer, transformer), (Target::TextEncoder, text.collect())]
 }
