@@ -14,6 +14,7 @@ mod flux_lora;
 mod lora;
 mod noise;
 mod pipeline;
+mod pipeline_flux;
 mod sampler;
 mod unet;
 mod vae;
