@@ -2,11 +2,11 @@
 
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 
 use crate::cpu::{self, Epilogue, Level, PackedWeight, Rows, Shared};
 use crate::weight::{ReplaceableWeight, Weight};
-use crate::{Activation, LowRank};
+use crate::{Activation, EncodedWeight, LowRank};
 
 /// A linear layer that owns its weight in the layout its device wants.
 #[derive(Debug)]
@@ -27,10 +27,25 @@ struct Beside {
 impl Linear {
     /// `weight`: `(out, in)`, f32, f16 or bf16; `bias`: `(out)`.
     pub fn new(weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
-        let (out_features, in_features) = weight.dims2()?;
+        Self::with(ReplaceableWeight::new(weight)?, weight.dims2()?, bias)
+    }
+
+    /// `weight`: `(out, in)` in a format that it keeps, on `device`; `bias`: `(out)`.
+    ///
+    /// On the CPU the products are those of the decoded weight in f32, to the byte. On other devices candle multiplies
+    /// with block formats, and may round activations to eight bits.
+    pub fn encoded(weight: &EncodedWeight, bias: Option<&Tensor>, device: &Device) -> Result<Self> {
+        Self::with(ReplaceableWeight::encoded(weight, device)?, weight.dims(), bias)
+    }
+
+    fn with(
+        weight: ReplaceableWeight,
+        (out_features, in_features): (usize, usize),
+        bias: Option<&Tensor>,
+    ) -> Result<Self> {
         let bias = bias.map(|b| checked_bias(b, out_features)).transpose()?;
         let beside = RwLock::new(Beside { bias, low_rank: Vec::new() });
-        Ok(Self { weight: ReplaceableWeight::new(weight)?, beside, in_features, out_features })
+        Ok(Self { weight, beside, in_features, out_features })
     }
 
     /// Channels of the input.
@@ -45,15 +60,22 @@ impl Linear {
 
     /// Puts another weight of the same shape in place of the present one: how LoRAs are merged and undone.
     pub fn replace_weight(&self, weight: &Tensor) -> Result<()> {
-        if weight.dims() != [self.out_features, self.in_features] {
-            bail!(
-                "linear: a weight of shape {:?} cannot replace one of ({}, {})",
-                weight.dims(),
-                self.out_features,
-                self.in_features
-            );
-        }
+        self.same_shape(weight.dims())?;
         self.weight.replace(weight)
+    }
+
+    /// The same with a weight in a format, on `device`.
+    pub fn replace_encoded(&self, weight: &EncodedWeight, device: &Device) -> Result<()> {
+        self.same_shape(&[weight.dims().0, weight.dims().1])?;
+        self.weight.replace_encoded(weight, device)
+    }
+
+    fn same_shape(&self, dims: &[usize]) -> Result<()> {
+        if dims != [self.out_features, self.in_features] {
+            let present = (self.out_features, self.in_features);
+            bail!("linear: a weight of shape {dims:?} cannot replace one of {present:?}");
+        }
+        Ok(())
     }
 
     /// Whether a bias is added.
@@ -123,6 +145,7 @@ impl Linear {
         let product = |activation, residual: Option<&Tensor>| match &*self.weight.read() {
             Weight::Packed(w) => on_cpu(Level::best(), x, w, bias.as_ref(), activation, residual, shape),
             Weight::Plain(w) => definition(x, w, bias.as_ref(), activation, residual),
+            Weight::Encoded(w) => rest(w.product(x)?, bias.as_ref(), activation, residual),
         };
         let mut difference = None;
         for l in low_rank {
@@ -153,7 +176,17 @@ fn definition(
     activation: Activation,
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let mut y = x.contiguous()?.broadcast_matmul(&weight.to_dtype(x.dtype())?.t()?)?;
+    let y = x.contiguous()?.broadcast_matmul(&weight.to_dtype(x.dtype())?.t()?)?;
+    rest(y, bias, activation, residual)
+}
+
+/// What follows the product.
+fn rest(
+    mut y: Tensor,
+    bias: Option<&Tensor>,
+    activation: Activation,
+    residual: Option<&Tensor>,
+) -> Result<Tensor> {
     if let Some(b) = bias {
         y = y.broadcast_add(b)?;
     }
