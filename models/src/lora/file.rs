@@ -144,7 +144,10 @@ fn module(
         && file.entries().get(key).is_none_or(|e| e.shape != [shape.0])
     {
         let stored = file.entries().get(key).map(|e| &e.shape);
-        return Err(Error::file(file.path(), format!("{key} has shape {stored:?}, its layer {} outputs", shape.0)));
+        return Err(Error::file(
+            file.path(),
+            format!("{key} has shape {stored:?}, its layer {} outputs", shape.0),
+        ));
     }
     let left: BTreeSet<String> = parts.values().cloned().collect();
     let keys = all.difference(&left).cloned().collect();

@@ -67,10 +67,13 @@ pub(super) fn is_bfl(path: &str) -> bool {
 /// Names with dots -> what of the layers they stand for, of all layers that have an original name.
 pub(super) fn flux_names(shapes: &LayerShapes) -> Vec<(String, Vec<Slice>)> {
     let mut names = Vec::new();
-    for (ours, theirs, table) in
-        [("transformer_blocks", "double_blocks", &DOUBLE[..]), ("single_transformer_blocks", "single_blocks", &SINGLE)]
-    {
-        let blocks = shapes.keys().filter_map(|layer| Some(layer.strip_prefix(ours)?.strip_prefix('.')?.split_once('.')?.0));
+    for (ours, theirs, table) in [
+        ("transformer_blocks", "double_blocks", &DOUBLE[..]),
+        ("single_transformer_blocks", "single_blocks", &SINGLE),
+    ] {
+        let blocks = shapes
+            .keys()
+            .filter_map(|layer| Some(layer.strip_prefix(ours)?.strip_prefix('.')?.split_once('.')?.0));
         for block in blocks.collect::<BTreeSet<_>>() {
             for (name, layers) in table {
                 let layers = layers.iter().map(|layer| format!("{ours}.{block}.{layer}"));
@@ -80,7 +83,9 @@ pub(super) fn flux_names(shapes: &LayerShapes) -> Vec<(String, Vec<Slice>)> {
     }
     for (name, layers) in OUTER {
         let slices = slices(shapes, layers.iter().map(|layer| (*layer).to_owned()));
-        names.extend(slices.map(|s| (name.to_owned(), if name == MODULATION_OUT { halves_swapped(s) } else { s })));
+        names.extend(
+            slices.map(|s| (name.to_owned(), if name == MODULATION_OUT { halves_swapped(s) } else { s })),
+        );
     }
     names
 }

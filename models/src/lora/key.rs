@@ -284,21 +284,93 @@ mod tests {
         let (l, t) = (Place::In(Target::TextEncoder), Place::In(Target::TextEncoder2));
         let fc1 = "text_model_encoder_layers_0_mlp_fc1";
         for (key, format, place, layer, part) in [
-            ("lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight", Format::Kohya, Place::Denoiser, qkv, Part::Up),
-            ("diffusion_model.double_blocks.0.img_attn.qkv.lora_B.weight", Format::AiToolkit, Place::Denoiser, qkv, Part::Up),
-            ("diffusion_model.double_blocks.0.img_attn.qkv.lokr_w1", Format::AiToolkit, Place::Denoiser, qkv, Part::LokrW1),
+            (
+                "lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight",
+                Format::Kohya,
+                Place::Denoiser,
+                qkv,
+                Part::Up,
+            ),
+            (
+                "diffusion_model.double_blocks.0.img_attn.qkv.lora_B.weight",
+                Format::AiToolkit,
+                Place::Denoiser,
+                qkv,
+                Part::Up,
+            ),
+            (
+                "diffusion_model.double_blocks.0.img_attn.qkv.lokr_w1",
+                Format::AiToolkit,
+                Place::Denoiser,
+                qkv,
+                Part::LokrW1,
+            ),
             ("double_blocks.0.img_attn.qkv.lora_B.bias", Format::Bfl, Place::Denoiser, qkv, Part::UpBias),
-            ("base_model.model.double_blocks.0.img_attn.qkv.lora_A.weight", Format::Peft, Place::Denoiser, qkv, Part::Down),
-            ("base_model.model.double_blocks.0.img_attn.qkv.lora_B.default.bias", Format::Peft, Place::Denoiser, qkv, Part::UpBias),
+            (
+                "base_model.model.double_blocks.0.img_attn.qkv.lora_A.weight",
+                Format::Peft,
+                Place::Denoiser,
+                qkv,
+                Part::Down,
+            ),
+            (
+                "base_model.model.double_blocks.0.img_attn.qkv.lora_B.default.bias",
+                Format::Peft,
+                Place::Denoiser,
+                qkv,
+                Part::UpBias,
+            ),
             ("img_in.lora_A.weight", Format::Bfl, Place::Denoiser, "img_in", Part::Down),
-            ("transformer.single_transformer_blocks.3.attn.to_q.lora_A.weight", Format::Diffusers, Place::Denoiser, to_q, Part::Down),
-            ("lora_transformer_single_transformer_blocks_3_attn_to_q.alpha", Format::Kohya, Place::Denoiser, to_q, Part::Alpha),
-            ("double_blocks.0.processor.qkv_lora2.down.weight", Format::Xlabs, Place::Denoiser, "double_blocks_0_processor_qkv_lora2", Part::Down),
-            ("diffusion_model.single_blocks.7.processor.proj_lora.up.weight", Format::Xlabs, Place::Denoiser, "single_blocks_7_processor_proj_lora", Part::Up),
+            (
+                "transformer.single_transformer_blocks.3.attn.to_q.lora_A.weight",
+                Format::Diffusers,
+                Place::Denoiser,
+                to_q,
+                Part::Down,
+            ),
+            (
+                "lora_transformer_single_transformer_blocks_3_attn_to_q.alpha",
+                Format::Kohya,
+                Place::Denoiser,
+                to_q,
+                Part::Alpha,
+            ),
+            (
+                "double_blocks.0.processor.qkv_lora2.down.weight",
+                Format::Xlabs,
+                Place::Denoiser,
+                "double_blocks_0_processor_qkv_lora2",
+                Part::Down,
+            ),
+            (
+                "diffusion_model.single_blocks.7.processor.proj_lora.up.weight",
+                Format::Xlabs,
+                Place::Denoiser,
+                "single_blocks_7_processor_proj_lora",
+                Part::Up,
+            ),
             ("lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha", Format::Kohya, l, fc1, Part::Alpha),
-            ("text_encoders.clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.lora_down.weight", Format::Diffusers, l, fc1, Part::Down),
-            ("lora_te3_encoder_block_0_layer_0_SelfAttention_q.lora_up.weight", Format::Kohya, t, t5, Part::Up),
-            ("text_encoders.t5xxl.transformer.encoder.block.0.layer.0.SelfAttention.q.lora_up.weight", Format::Diffusers, t, t5, Part::Up),
+            (
+                "text_encoders.clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.lora_down.weight",
+                Format::Diffusers,
+                l,
+                fc1,
+                Part::Down,
+            ),
+            (
+                "lora_te3_encoder_block_0_layer_0_SelfAttention_q.lora_up.weight",
+                Format::Kohya,
+                t,
+                t5,
+                Part::Up,
+            ),
+            (
+                "text_encoders.t5xxl.transformer.encoder.block.0.layer.0.SelfAttention.q.lora_up.weight",
+                Format::Diffusers,
+                t,
+                t5,
+                Part::Up,
+            ),
         ] {
             let parsed = parse(key).unwrap();
             assert_eq!((parsed.format, parsed.place, parsed.part), (format, place, part), "{key}");
@@ -308,9 +380,15 @@ mod tests {
 
     #[test]
     fn what_is_no_part_of_a_lora_is_not_understood() {
-        for key in
-            ["<s1>", "conv_in.weight", "lora_unet_conv_in.diff_b", "img_in.lora_A.bias", "unet:x:down", "vae:0:down", "emb_params"]
-        {
+        for key in [
+            "<s1>",
+            "conv_in.weight",
+            "lora_unet_conv_in.diff_b",
+            "img_in.lora_A.bias",
+            "unet:x:down",
+            "vae:0:down",
+            "emb_params",
+        ] {
             assert_eq!(parse(key), None, "{key}");
         }
         assert_eq!(parse("unet:12:down").unwrap().layer, LayerName::Numbered(12));

@@ -44,7 +44,9 @@ impl<'a> LayerNames<'a> {
     /// `feed_forward_last`: in which order a transformer block of the UNet lists its layers, see [`numbered`].
     pub(super) fn new(target: Target, shapes: &'a LayerShapes, feed_forward_last: bool) -> Self {
         let mut by_name = HashMap::new();
-        let whole = |layer: &str| shapes.get(layer).map(|shape| vec![Slice::new(layer, shape, 0)]).unwrap_or_default();
+        let whole = |layer: &str| {
+            shapes.get(layer).map(|shape| vec![Slice::new(layer, shape, 0)]).unwrap_or_default()
+        };
         match target {
             Target::Unet => {
                 let names = ldm_names(shapes.keys()).into_iter();
@@ -71,7 +73,9 @@ impl<'a> LayerNames<'a> {
     pub(super) fn find(&self, name: &LayerName) -> Option<&[Slice]> {
         let slices = match name {
             LayerName::Named(name) => self.by_name.get(name)?,
-            LayerName::Numbered(number) => self.by_name.get(&self.numbered.get(*number)?.replace('.', "_"))?,
+            LayerName::Numbered(number) => {
+                self.by_name.get(&self.numbered.get(*number)?.replace('.', "_"))?
+            }
         };
         Some(slices)
     }

@@ -51,7 +51,12 @@ impl Magnitude {
     }
 
     /// Whether it has one value for each input, so that each norm goes over all outputs.
-    pub(super) fn is_by_input(&self, file: &SafetensorsFile, outputs: usize, weight: &[usize]) -> Result<bool> {
+    pub(super) fn is_by_input(
+        &self,
+        file: &SafetensorsFile,
+        outputs: usize,
+        weight: &[usize],
+    ) -> Result<bool> {
         let (_, inputs, kernel) = split(weight);
         Ok(self.shape(file, (outputs, inputs, kernel))?.0 == 1 && outputs != 1)
     }
