@@ -10,6 +10,7 @@ mod common;
 #[cfg(feature = "demo")]
 mod demo;
 mod flux_lora;
+mod flow_match;
 mod lora;
 mod noise;
 mod pipeline;
