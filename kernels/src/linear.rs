@@ -38,6 +38,11 @@ impl Linear {
         Self::with(ReplaceableWeight::encoded(weight, device)?, weight.dims(), bias)
     }
 
+    /// A layer whose weight is not in memory: [`Self::replace_weight`] brings it, and [`Self::forward`] needs it.
+    pub fn without_weight(in_features: usize, out_features: usize, bias: Option<&Tensor>) -> Result<Self> {
+        Self::with(ReplaceableWeight::absent(), (out_features, in_features), bias)
+    }
+
     fn with(
         weight: ReplaceableWeight,
         (out_features, in_features): (usize, usize),
@@ -46,6 +51,16 @@ impl Linear {
         let bias = bias.map(|b| checked_bias(b, out_features)).transpose()?;
         let beside = RwLock::new(Beside { bias, low_rank: Vec::new() });
         Ok(Self { weight, beside, in_features, out_features })
+    }
+
+    /// Frees the weight, until another one is put in its place.
+    pub fn drop_weight(&self) {
+        self.weight.drop_weight();
+    }
+
+    /// What the weight takes in memory; 0 where it is not there.
+    pub fn weight_bytes(&self) -> usize {
+        self.weight.read().bytes()
     }
 
     /// Channels of the input.
@@ -70,14 +85,6 @@ impl Linear {
         self.weight.replace_encoded(weight, device)
     }
 
-    fn same_shape(&self, dims: &[usize]) -> Result<()> {
-        if dims != [self.out_features, self.in_features] {
-            let present = (self.out_features, self.in_features);
-            bail!("linear: a weight of shape {dims:?} cannot replace one of {present:?}");
-        }
-        Ok(())
-    }
-
     /// Whether a bias is added.
     pub fn has_bias(&self) -> bool {
         self.beside().bias.is_some()
@@ -89,6 +96,14 @@ impl Linear {
         match &mut self.beside_mut().bias {
             Some(present) => *present = bias,
             None => bail!("linear: there is no bias to replace"),
+        }
+        Ok(())
+    }
+
+    fn same_shape(&self, dims: &[usize]) -> Result<()> {
+        if dims != [self.out_features, self.in_features] {
+            let present = (self.out_features, self.in_features);
+            bail!("linear: a weight of shape {dims:?} cannot replace one of {present:?}");
         }
         Ok(())
     }
@@ -124,6 +139,30 @@ impl Linear {
         self.forward_with(x, Activation::None, None)
     }
 
+    /// `scale (x W^T + b)` for a power of two below 1, without the larger sum ever being rounded to the type of `x`: what
+    /// f16 cannot hold may come out smaller.
+    pub fn forward_scaled(&self, x: &Tensor, scale: f64) -> Result<Tensor> {
+        let on_cpu = x.device().is_cpu();
+        if scale == 1.0 {
+            self.forward(x)
+        } else if x.dtype() != DType::F16 || on_cpu {
+            // The CPU's sums are f32 in any case.
+            let x_type = x.dtype();
+            let x = if on_cpu { x.to_dtype(DType::F32)? } else { x.clone() };
+            (self.forward(&x)? * scale)?.to_dtype(x_type)
+        } else {
+            match &*self.weight.read() {
+                Weight::Plain(w) => {
+                    let (x, Beside { bias, low_rank }) = ((x * scale)?, &*self.beside());
+                    let bias = bias.as_ref().map(|b| b * scale).transpose()?;
+                    let y = definition(&x, w, bias.as_ref(), Activation::None, None)?;
+                    low_rank.iter().try_fold(y, |y, difference| difference.forward(&x, Some(&y)))
+                }
+                _ => bail!("linear: no weight of this layer is on the input's device"),
+            }
+        }
+    }
+
     /// `activation(x W^T + b + low-rank differences) + residual`; `residual` has the result's shape.
     pub fn forward_with(
         &self,
@@ -146,6 +185,7 @@ impl Linear {
             Weight::Packed(w) => on_cpu(Level::best(), x, w, bias.as_ref(), activation, residual, shape),
             Weight::Plain(w) => definition(x, w, bias.as_ref(), activation, residual),
             Weight::Encoded(w) => rest(w.product(x)?, bias.as_ref(), activation, residual),
+            Weight::Absent => bail!("linear: the weight is not in memory"),
         };
         let mut difference = None;
         for l in low_rank {
@@ -188,7 +228,7 @@ fn rest(
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
     if let Some(b) = bias {
-        y = y.broadcast_add(b)?;
+        y = y.broadcast_add(&b.to_dtype(y.dtype())?)?;
     }
     y = activation.forward(&y)?;
     match residual {
@@ -305,6 +345,35 @@ mod tests {
             same_bytes(&linear.forward(&x.narrow(0, i, 1)?)?, &all.narrow(0, i, 1)?)?;
         }
         Ok(())
+    }
+
+    #[test]
+    fn a_weight_may_come_and_go() -> Result<()> {
+        let (x, w, b) = (random((5, 20), 1)?, random((10, 20), 2)?, random(10, 3)?);
+        let (resident, streamed) = (Linear::new(&w, Some(&b))?, Linear::without_weight(20, 10, Some(&b))?);
+        assert_eq!(streamed.weight_bytes(), 0);
+        assert!(streamed.forward(&x).is_err());
+        streamed.replace_weight(&w)?;
+        same_bytes(&streamed.forward(&x)?, &resident.forward(&x)?)?;
+        assert_eq!(streamed.weight_bytes(), resident.weight_bytes());
+        streamed.drop_weight();
+        assert!(streamed.forward(&x).is_err());
+        assert!(Linear::without_weight(20, 11, Some(&b)).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn a_scaled_sum_stays_within_f16() -> Result<()> {
+        let (x, w, b) =
+            ((random((5, 20), 1)? * 300.0)?, (random((10, 20), 2)? * 300.0)?, (random(10, 3)? * 3e4)?);
+        let linear = Linear::new(&w, Some(&b))?;
+        let half = x.to_dtype(DType::F16)?;
+        assert!(f64s(&linear.forward(&half)?)?.iter().any(|v| v.is_infinite()));
+        let scaled = linear.forward_scaled(&half, 1.0 / 64.0)?;
+        assert_eq!(scaled.dtype(), DType::F16);
+        let exact = exact(&half, &w, Some(&b), None)?;
+        assert_close(&scaled, &exact.iter().map(|v| v / 64.0).collect::<Vec<_>>(), 1e-3)?;
+        same_bytes(&(linear.forward_scaled(&x, 1.0 / 64.0)? * 64.0)?, &linear.forward(&x)?)
     }
 
     #[test]

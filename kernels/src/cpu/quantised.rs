@@ -48,6 +48,11 @@ pub(super) struct QuantisedPanels {
 }
 
 impl QuantisedPanels {
+    /// What it takes in memory.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// `None` for the formats without blocks.
     pub(super) fn new(weight: &EncodedWeight) -> Option<Self> {
         let layout = Layout::new(Shape::of(weight.format)?);

@@ -42,6 +42,8 @@ struct Component {
     dtype: Option<DType>,
     device: Device,
     layers: Mutex<BTreeMap<String, (Layer, Vec<usize>)>>,
+    /// Layers whose weight is read when it is needed, and whether it was replaced, so that it must stay.
+    streamed: Mutex<BTreeMap<String, bool>>,
     used: Mutex<BTreeSet<String>>,
 }
 
@@ -50,6 +52,8 @@ struct Component {
 pub struct Weights {
     component: Arc<Component>,
     prefix: String,
+    /// Whether linear layers are made without their weights.
+    streams: bool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -64,9 +68,10 @@ impl Weights {
             dtype,
             device: device.clone(),
             layers: Mutex::default(),
+            streamed: Mutex::default(),
             used: Mutex::default(),
         };
-        Self { component: Arc::new(component), prefix: String::new() }
+        Self { component: Arc::new(component), prefix: String::new(), streams: false }
     }
 
     /// The tensors of one or several files under the names they have there. `dtype`: what matrices and filters are
@@ -95,7 +100,13 @@ impl Weights {
 
     /// The same weights under `prefix.segment`.
     pub fn pp(&self, segment: impl std::fmt::Display) -> Self {
-        Self { component: self.component.clone(), prefix: self.path(&segment.to_string()) }
+        Self { prefix: self.path(&segment.to_string()), ..self.clone() }
+    }
+
+    /// The same weights; linear layers made from them are checked and remembered, but their matrices are not read
+    /// before [`Self::load`].
+    pub fn streamed(&self) -> Self {
+        Self { streams: true, ..self.clone() }
     }
 
     fn path(&self, name: &str) -> String {
@@ -132,25 +143,31 @@ impl Weights {
         }
     }
 
-    /// Reads `key` (a full name) as it is stored, having checked its shape.
-    fn read(&self, key: &str, shape: &[usize]) -> Result<Tensor> {
+    /// Refuses a `key` (a full name) that is not there or has another shape.
+    fn check(&self, key: &str, shape: &[usize]) -> Result<()> {
         let component = &*self.component;
         lock(&component.used).insert(key.to_owned());
+        let Source::Files(views) = &component.source else { return Ok(()) };
+        let Some(stored) = views.shape(key) else {
+            let path = views.path().unwrap_or(component.name.as_ref());
+            return Err(Error::file(path, format!("no tensor {key}, which this config needs")));
+        };
+        if stored != shape {
+            let reason = format!("tensor {key} has shape {stored:?}, this config needs {shape:?}");
+            return Err(Error::file(views.path_of(key), reason));
+        }
+        Ok(())
+    }
+
+    /// Reads `key` (a full name) as it is stored, having checked its shape.
+    fn read(&self, key: &str, shape: &[usize]) -> Result<Tensor> {
+        self.check(key, shape)?;
+        let component = &*self.component;
         match &component.source {
             Source::Synthetic { seed } => {
                 Ok(Tensor::from_vec(synthetic::tensor(key, shape, *seed), shape, &component.device)?)
             }
-            Source::Files(views) => {
-                let Some(stored) = views.shape(key) else {
-                    let path = views.path().unwrap_or(component.name.as_ref());
-                    return Err(Error::file(path, format!("no tensor {key}, which this config needs")));
-                };
-                if stored != shape {
-                    let reason = format!("tensor {key} has shape {stored:?}, this config needs {shape:?}");
-                    return Err(Error::file(views.path_of(key), reason));
-                }
-                views.read(key)?.tensor(&component.device)
-            }
+            Source::Files(views) => views.read(key)?.tensor(&component.device),
         }
     }
 
@@ -188,9 +205,15 @@ impl Weights {
             Some(s) if s.len() == 4 && s[2..] == [1, 1] => vec![out_features, in_features, 1, 1],
             _ => matrix.clone(),
         };
-        let weight = here.held(&here.path("weight"), &shape)?.reshape(matrix)?;
         let bias = if bias { Some(here.tensor("bias", &[out_features])?) } else { None };
-        let linear = Arc::new(Linear::new(&weight, bias.as_ref())?);
+        let linear = Arc::new(if self.streams {
+            here.check(&here.path("weight"), &shape)?;
+            lock(&self.component.streamed).insert(here.prefix.clone(), false);
+            Linear::without_weight(in_features, out_features, bias.as_ref())?
+        } else {
+            let weight = here.held(&here.path("weight"), &shape)?.reshape(matrix)?;
+            Linear::new(&weight, bias.as_ref())?
+        });
         self.remember(name, Layer::Linear(linear.clone()), shape);
         Ok(linear)
     }
@@ -248,17 +271,31 @@ impl Weights {
         Ok(self.read(&format!("{layer}.weight"), &shape)?.to_dtype(DType::F32)?)
     }
 
-    /// Replaces a layer's weight; `weight` has the stored shape and is cast to the type weights are held in.
-    pub fn replace(&self, layer: &str, weight: &Tensor) -> Result<()> {
-        let (target, shape) = self.layer(layer)?;
-        let dtype = match (&self.component.dtype, &self.component.source) {
+    /// The type that a layer's weight is held in.
+    fn held_type(&self, layer: &str) -> DType {
+        match (&self.component.dtype, &self.component.source) {
             (Some(dtype), _) => *dtype,
             (None, Source::Synthetic { .. }) => DType::F32,
             (None, Source::Files(views)) => match views.stored_type(&format!("{layer}.weight")) {
                 Some(StoredType::Plain(dtype)) if dtype != DType::F64 => dtype,
                 _ => DType::F32,
             },
-        };
+        }
+    }
+
+    /// Replaces a layer's weight; `weight` has the stored shape and is cast to the type weights are held in. A streamed
+    /// layer keeps it in memory until [`Self::restore`].
+    pub fn replace(&self, layer: &str, weight: &Tensor) -> Result<()> {
+        self.put(layer, weight)?;
+        if let Some(kept) = lock(&self.component.streamed).get_mut(layer) {
+            *kept = true;
+        }
+        Ok(())
+    }
+
+    fn put(&self, layer: &str, weight: &Tensor) -> Result<()> {
+        let (target, shape) = self.layer(layer)?;
+        let dtype = self.held_type(layer);
         let weight = weight.reshape(shape)?.to_dtype(dtype)?;
         match target {
             Layer::Linear(l) => l.replace_weight(&weight.reshape((l.out_features(), l.in_features()))?)?,
@@ -269,8 +306,63 @@ impl Weights {
 
     /// Puts the base weight of a layer back, bit for bit.
     pub fn restore(&self, layer: &str) -> Result<()> {
+        if let Some(kept) = lock(&self.component.streamed).get_mut(layer) {
+            *kept = false;
+            if let (Layer::Linear(linear), _) = self.layer(layer)? {
+                linear.drop_weight();
+            }
+            return Ok(());
+        }
         let base = self.base(layer)?;
-        self.replace(layer, &base)
+        self.put(layer, &base)
+    }
+
+    /// Whether a layer's weight is read when it is needed instead of staying in memory.
+    pub fn is_streamed(&self, layer: &str) -> bool {
+        lock(&self.component.streamed).contains_key(layer)
+    }
+
+    /// The names of the layers whose weight is streamed, under this prefix, sorted.
+    pub fn streamed_layers(&self) -> Vec<String> {
+        let below = |name: &String| {
+            let rest = name.strip_prefix(&self.prefix);
+            self.prefix.is_empty() || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        lock(&self.component.streamed).keys().filter(|name| below(name)).cloned().collect()
+    }
+
+    /// Reads the weight of a streamed layer; one that was replaced is there already.
+    pub fn load(&self, layer: &str) -> Result<()> {
+        if lock(&self.component.streamed).get(layer) != Some(&false) {
+            return Ok(());
+        }
+        let (target, shape) = self.layer(layer)?;
+        let weight = self.held(&format!("{layer}.weight"), &shape)?;
+        if let Layer::Linear(linear) = target {
+            linear.replace_weight(&weight.reshape((linear.out_features(), linear.in_features()))?)?;
+        }
+        Ok(())
+    }
+
+    /// Frees the weight of a streamed layer, unless it was replaced.
+    pub fn unload(&self, layer: &str) -> Result<()> {
+        if lock(&self.component.streamed).get(layer) == Some(&false)
+            && let (Layer::Linear(linear), _) = self.layer(layer)?
+        {
+            linear.drop_weight();
+        }
+        Ok(())
+    }
+
+    /// Bytes of a layer's weight in the type it is held in, and how many of them are in memory at present.
+    pub fn weight_bytes(&self, layer: &str) -> Result<(u64, u64)> {
+        let (target, shape) = self.layer(layer)?;
+        let elements: usize = shape.iter().product();
+        let total = (elements * self.held_type(layer).size_in_bytes()) as u64;
+        Ok(match target {
+            Layer::Linear(l) if l.weight_bytes() == 0 => (total, 0),
+            Layer::Linear(_) | Layer::Conv2d(_) => (total, total),
+        })
     }
 
     /// Whether a layer's weight is held in blocks with scales, so that adding to it would round what is added.

@@ -41,6 +41,36 @@ impl Preset {
     /// A latent consistency model. It takes its guidance as an input; diffusers' default is 8.5.
     pub const LCM: Self = Self { guidance_scale: 8.5, ..Self::LCM_LORA };
 
+    /// FLUX.1 schnell, which takes no guidance.
+    pub const FLUX_SCHNELL: Self = Self {
+        name: "schnell",
+        scheduler: None,
+        num_inference_steps: 4,
+        max_inference_steps: 4,
+        guidance_scale: 0.0,
+        fixes_guidance: true,
+    };
+
+    /// FLUX.1 dev, which takes its guidance as an input.
+    pub const FLUX_DEV: Self = Self {
+        name: "dev",
+        scheduler: None,
+        num_inference_steps: 28,
+        max_inference_steps: usize::MAX,
+        guidance_scale: 3.5,
+        fixes_guidance: true,
+    };
+
+    /// FLUX.1 Fill.
+    pub const FLUX_FILL: Self =
+        Self { name: "fill", num_inference_steps: 50, guidance_scale: 30.0, ..Self::FLUX_DEV };
+
+    /// FLUX.1 Kontext.
+    pub const FLUX_KONTEXT: Self = Self { name: "kontext", guidance_scale: 2.5, ..Self::FLUX_DEV };
+
+    /// FLUX.1 Krea.
+    pub const FLUX_KREA: Self = Self { name: "krea", guidance_scale: 4.5, ..Self::FLUX_DEV };
+
     /// Whether it was distilled to few steps, so that samplers and steps meant for other models do not fit.
     pub fn is_distilled(&self) -> bool {
         self.max_inference_steps < usize::MAX
@@ -51,18 +81,14 @@ impl Preset {
         let words = Words::new(name);
         if words.has("flux") {
             // Fill, Kontext and Krea are dev's kin and have its name too.
-            let kin = || {
-                [("fill", 50, 30.0), ("kontext", 28, 2.5), ("krea", 28, 4.5), ("dev", 28, 3.5)]
-                    .into_iter()
-                    .find(|(name, ..)| words.is(name))
-                    .map(|(name, steps, guidance)| Self::guided(name, steps, guidance))
-            };
+            let kin = [Self::FLUX_FILL, Self::FLUX_KONTEXT, Self::FLUX_KREA, Self::FLUX_DEV];
+            let kin = || kin.into_iter().find(|preset| words.is(preset.name));
             if let Some(preset) = Self::distilled_flux(&words).or_else(kin) {
                 return Some(preset);
             }
         }
         if words.has("schnell") {
-            return Some(Self::unguided("schnell", None, 4, 4));
+            return Some(Self::FLUX_SCHNELL);
         }
         // `has`, as merged models are called RealVisXL_Lightning or JuggernautXLLightning.
         Self::hyper(&words)

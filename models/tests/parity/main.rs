@@ -9,8 +9,8 @@ mod clip;
 mod common;
 #[cfg(feature = "demo")]
 mod demo;
-mod flux_lora;
 mod flow_match;
+mod flux_lora;
 mod lora;
 mod noise;
 mod pipeline;
