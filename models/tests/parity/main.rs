@@ -12,6 +12,7 @@ mod demo;
 mod lora;
 mod noise;
 mod pipeline;
+mod quantised;
 mod sampler;
 mod unet;
 mod vae;
