@@ -75,8 +75,7 @@ impl QuantisedPanels {
     }
 
     /// Bytes held.
-    #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         self.bytes.len()
     }
 }
