@@ -90,19 +90,6 @@ impl PackedWeight {
         Ok(Self { data, columns, parts, depth })
     }
 
-    /// What it takes in memory.
-    pub(crate) fn bytes(&self) -> usize {
-        match &self.data {
-            Data::F32(lines) => size_of_val(&lines[..]),
-            Data::F16(lines) => size_of_val(&lines[..]),
-            Data::Bf16(lines) => size_of_val(&lines[..]),
-            Data::F8E4M3(lines, scales) | Data::F8E5M2(lines, scales) => {
-                size_of_val(&lines[..]) + scales.as_ref().map_or(0, |s| size_of_val(&s[..]))
-            }
-            Data::Quantised(panels) => panels.bytes(),
-        }
-    }
-
     /// Packs a matrix `(out, in)`, which keeps its format.
     pub(crate) fn encoded(weight: &EncodedWeight) -> Self {
         let (columns, depth) = weight.dims();
@@ -132,6 +119,19 @@ impl PackedWeight {
             }
         };
         Self { data, columns, parts: 1, depth }
+    }
+
+    /// What it takes in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        match &self.data {
+            Data::F32(lines) => size_of_val(&lines[..]),
+            Data::F16(lines) => size_of_val(&lines[..]),
+            Data::Bf16(lines) => size_of_val(&lines[..]),
+            Data::F8E4M3(lines, scales) | Data::F8E5M2(lines, scales) => {
+                size_of_val(&lines[..]) + scales.as_ref().map_or(0, |scales| size_of_val(&scales[..]))
+            }
+            Data::Quantised(panels) => panels.bytes(),
+        }
     }
 
     /// Steps of the sum.
@@ -246,6 +246,25 @@ mod tests {
                 assert_eq!(h.is_sign_negative(), f.is_sign_negative(), "{level:?}: {h} became {f}");
             }
         }
+    }
+
+    #[test]
+    fn a_weight_takes_little_more_than_in_its_file() -> Result<()> {
+        for (format, most) in [
+            (Format::Q4_0, 1.0),
+            (Format::Q8_0, 1.0),
+            (Format::Q2K, 1.2),
+            (Format::Q3K, 1.04),
+            (Format::Q4K, 1.03),
+            (Format::Q5K, 1.03),
+            (Format::Q6K, 1.0),
+            (Format::F8E4M3, 1.0),
+        ] {
+            let bytes = 512 * 64 / format.block_len() * format.block_bytes();
+            let packed = PackedWeight::encoded(&EncodedWeight::new(format, (64, 512), vec![0; bytes], None)?);
+            assert!(packed.bytes() as f64 <= most * bytes as f64, "{format:?}: {}", packed.bytes());
+        }
+        Ok(())
     }
 
     #[test]

@@ -48,11 +48,6 @@ pub(super) struct QuantisedPanels {
 }
 
 impl QuantisedPanels {
-    /// What it takes in memory.
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes.len()
-    }
-
     /// `None` for the formats without blocks.
     pub(super) fn new(weight: &EncodedWeight) -> Option<Self> {
         let layout = Layout::new(Shape::of(weight.format)?);
@@ -80,8 +75,7 @@ impl QuantisedPanels {
     }
 
     /// Bytes held.
-    #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         self.bytes.len()
     }
 }
