@@ -23,6 +23,7 @@ mod dpm_multistep;
 mod dpm_singlestep;
 mod euler;
 mod euler_ancestral;
+pub mod flow_match;
 mod heun;
 mod kind;
 mod lcm;
@@ -42,6 +43,7 @@ use candle_core::Tensor;
 
 use crate::noise::TorchGenerator;
 use crate::{Error, Result};
+pub use flow_match::FlowMatch;
 pub use kind::SamplerKind;
 use plan::{Evaluation, Plan, Solver};
 pub use settings::SamplerSettings;
@@ -49,7 +51,10 @@ pub use settings::SamplerSettings;
 /// One run of a sampler.
 #[derive(Debug)]
 pub struct Sampler {
-    kind: SamplerKind,
+    /// Evaluations in a full step.
+    order: usize,
+    /// Whether image-to-image does the whole of a step of which strength leaves a part.
+    rounds_up: bool,
     num_inference_steps: usize,
     num_train_timesteps: usize,
     plan: Plan,
@@ -61,9 +66,24 @@ pub struct Sampler {
 impl Sampler {
     fn new(settings: &SamplerSettings, steps: usize, plan: Plan, solver: Box<dyn Solver>) -> Self {
         Self {
-            kind: settings.kind(),
+            order: if settings.kind() == SamplerKind::Heun { 2 } else { 1 },
+            rounds_up: false,
             num_inference_steps: steps,
             num_train_timesteps: settings.num_train_timesteps(),
+            end: plan.timesteps.len(),
+            plan,
+            solver,
+            position: 0,
+        }
+    }
+
+    /// One of flow matching.
+    fn straight(steps: usize, num_train_timesteps: usize, plan: Plan, solver: Box<dyn Solver>) -> Self {
+        Self {
+            order: 1,
+            rounds_up: true,
+            num_inference_steps: steps,
+            num_train_timesteps,
             end: plan.timesteps.len(),
             plan,
             solver,
@@ -100,7 +120,7 @@ impl Sampler {
 
     /// Evaluations in a full step.
     pub fn order(&self) -> usize {
-        if self.kind == SamplerKind::Heun { 2 } else { 1 }
+        self.order
     }
 
     /// What standard normal noise is multiplied by to be the first sample.
@@ -122,11 +142,15 @@ impl Sampler {
 
     /// Where image-to-image begins: the share `strength` of the steps, 0 to 1, is left.
     ///
-    /// Source: `StableDiffusionImg2ImgPipeline.get_timesteps`.
+    /// Source: `get_timesteps` of `StableDiffusionImg2ImgPipeline` and `FluxImg2ImgPipeline`.
     pub fn index_of_strength(&self, strength: f64) -> usize {
         let steps = self.num_inference_steps;
-        let left = ((steps as f64 * strength) as usize).min(steps);
-        (steps - left) * self.order()
+        let left = steps as f64 * strength;
+        let begun = match self.rounds_up {
+            true => (steps as f64 - left).max(0.0) as usize,
+            false => steps - (left as usize).min(steps),
+        };
+        begun * self.order
     }
 
     /// Where a run begins that takes over at the share `denoising_start` of the noise, 0 to 1.

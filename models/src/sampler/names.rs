@@ -42,7 +42,11 @@ fn dpm(config: &mut SchedulerConfig, algorithm: &str, order: usize) {
 
 /// Every sampler by the name that listings show.
 pub(super) static NAMED: [Named; 16] = [
-    plain("Euler", &["keuler"], SamplerKind::Euler),
+    plain(
+        "Euler",
+        &["keuler", "flowmatcheulerdiscrete", "flowmatcheulerdiscretescheduler"],
+        SamplerKind::Euler,
+    ),
     plain("Euler a", &["eulerancestral", "keulera", "keulerancestral"], SamplerKind::EulerAncestral),
     plain("Heun", &["kheun"], SamplerKind::Heun),
     plain("LMS", &["klms"], SamplerKind::Lms),
@@ -114,14 +118,24 @@ pub(super) fn find(name: &str) -> Result<Found> {
             return Ok(Found { schedule_type: Some(schedule_type), ..found });
         }
     }
+    Err(unknown(name))
+}
+
+/// The error of a name that is none, or is none for this kind of model.
+pub(super) fn unknown(name: &str) -> Error {
     let names: Vec<_> = NAMED.iter().map(|named| named.name).collect();
     let classes: Vec<_> = SamplerKind::all().map(SamplerKind::class_name).collect();
-    Err(Error::invalid(format!(
+    Error::invalid(format!(
         "scheduler: there is no {name:?}; allowed are {} (those with sigmas also with Karras, Exponential or Beta \
          after the name), and the diffusers classes {}",
         names.join(", "),
         classes.join(", ")
-    )))
+    ))
+}
+
+/// Whether a name is the class for flow matching, which is listed as Euler.
+pub(super) fn is_flow_match(name: &str) -> bool {
+    canonical(name).starts_with("flowmatch")
 }
 
 fn lookup(wanted: &str) -> Option<Found> {

@@ -191,7 +191,8 @@ impl Evaluation<'_> {
         self.mix(mix, &[&[(denoised, &x0)], rest].concat())
     }
 
-    fn mix(&self, mix: Mix, rest: &[(f64, &Tensor)]) -> Result<Tensor> {
+    /// `sample * x + output * model output + rest`.
+    pub(super) fn mix(&self, mix: Mix, rest: &[(f64, &Tensor)]) -> Result<Tensor> {
         let own = [(mix.sample, self.sample), (mix.output, self.model_output)];
         let used: Vec<_> = own.iter().chain(rest).copied().filter(|(weight, _)| *weight != 0.0).collect();
         if used.is_empty() {

@@ -153,7 +153,7 @@ impl Steps {
         let of_epsilon = -(b - a) / (a * (1.0 - b).sqrt() + (a * (1.0 - a) * b).sqrt());
         let (of_sample, of_output) = match self.schedule.prediction {
             Prediction::V => ((1.0 - a).sqrt() * of_epsilon, a.sqrt() * of_epsilon),
-            Prediction::Epsilon | Prediction::Sample => (0.0, of_epsilon),
+            Prediction::Epsilon | Prediction::Sample | Prediction::Flow => (0.0, of_epsilon),
         };
         let mut terms = vec![((b / a).sqrt() + of_sample, sample)];
         terms.extend(outputs.iter().map(|(weight, output)| (of_output * weight, *output)));

@@ -136,7 +136,8 @@ fn betas(class: &Class, config: &SchedulerConfig) -> Result<Vec<f32>> {
     }
 }
 
-fn sigma_kind(config: &SchedulerConfig) -> Result<SigmaKind> {
+/// How the config spaces the sigmas.
+pub(super) fn sigma_kind(config: &SchedulerConfig) -> Result<SigmaKind> {
     let flags = [
         (config.use_karras_sigmas, SigmaKind::Karras),
         (config.use_exponential_sigmas, SigmaKind::Exponential),

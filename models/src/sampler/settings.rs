@@ -67,6 +67,9 @@ impl SamplerSettings {
     /// support.
     pub fn named(name: &str, base: &SchedulerConfig) -> Result<Self> {
         let found = names::find(name)?;
+        if names::is_flow_match(name) {
+            return Err(names::unknown(name));
+        }
         let mut config = base.clone();
         (found.overrides)(&mut config);
         let settings = Self::new(found.kind, config)?;

@@ -70,8 +70,28 @@ pub struct SchedulerConfig {
     pub lambda_min_clipped: Option<f64>,
     /// Unsupported.
     pub use_lu_lambdas: Option<bool>,
-    /// Flow matching; unsupported by these samplers.
+    /// Flow matching with a solver that was not made for it; unsupported.
     pub use_flow_sigmas: Option<bool>,
+    /// Flow matching: how far sigmas are moved towards noise.
+    pub shift: Option<f64>,
+    /// Flow matching: whether the shift grows with the picture, as the next four fields say.
+    pub use_dynamic_shifting: Option<bool>,
+    /// Flow matching: the shift at `base_image_seq_len`.
+    pub base_shift: Option<f64>,
+    /// Flow matching: the shift at `max_image_seq_len`.
+    pub max_shift: Option<f64>,
+    /// Flow matching: a small picture's number of tokens.
+    pub base_image_seq_len: Option<f64>,
+    /// Flow matching: a large picture's number of tokens.
+    pub max_image_seq_len: Option<f64>,
+    /// Flow matching: `exponential` or `linear`.
+    pub time_shift_type: Option<String>,
+    /// Flow matching: the last sigma, to which all are stretched.
+    pub shift_terminal: Option<f64>,
+    /// Flow matching: fresh noise at every step.
+    pub stochastic_sampling: Option<bool>,
+    /// Flow matching from the picture to noise; unsupported.
+    pub invert_sigmas: Option<bool>,
     /// UniPC in terms of the predicted sample rather than the predicted noise.
     pub predict_x0: Option<bool>,
     /// Steps after which UniPC does not correct.

@@ -9,10 +9,14 @@ pub enum Prediction {
     V,
     /// The denoised sample itself.
     Sample,
+    /// `noise - sample`, the direction of a straight line from one to the other: see
+    /// [`flow_match`](crate::sampler::FlowMatch).
+    Flow,
 }
 
-/// The amounts of signal and noise in a sample: `x = scale * (alpha * x0 + sigma * noise)` with
-/// `alpha^2 + sigma^2 = 1`. The denoiser is given `x / scale`.
+/// The amounts of signal and noise in a sample: `x = scale * (alpha * x0 + sigma * noise)`, with
+/// `alpha^2 + sigma^2 = 1`, or `alpha + sigma = 1` where samples lie on a straight line. The denoiser is given
+/// `x / scale`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct NoiseLevel {
     /// Amount of signal, 0 to 1.
@@ -50,6 +54,11 @@ impl NoiseLevel {
         Self { scale: sigma.hypot(1.0), ..Self::preserving(sigma) }
     }
 
+    /// Of a sample on the straight line from signal to noise, `x = (1 - sigma) * x0 + sigma * noise`.
+    pub fn straight(sigma: f64) -> Self {
+        Self { alpha: 1.0 - sigma, sigma, scale: 1.0 }
+    }
+
     /// Half the logarithm of the signal-to-noise ratio; infinite for a clean sample.
     pub fn lambda(self) -> f64 {
         (self.alpha / self.sigma).ln()
@@ -62,6 +71,7 @@ impl NoiseLevel {
             Prediction::Epsilon => Mix { sample: 1.0 / (scale * alpha), output: -sigma / alpha },
             Prediction::V => Mix { sample: alpha / scale, output: -sigma },
             Prediction::Sample => Mix { sample: 0.0, output: 1.0 },
+            Prediction::Flow => Mix { sample: 1.0 / scale, output: -sigma },
         }
     }
 
@@ -72,6 +82,7 @@ impl NoiseLevel {
             Prediction::Epsilon => Mix { sample: 0.0, output: 1.0 },
             Prediction::V => Mix { sample: sigma / scale, output: alpha },
             Prediction::Sample => Mix { sample: 1.0 / (scale * sigma), output: -alpha / sigma },
+            Prediction::Flow => Mix { sample: 1.0 / scale, output: alpha },
         }
     }
 }
@@ -102,6 +113,15 @@ mod tests {
                 assert!((of(level.epsilon(prediction)) - noise).abs() < 1e-12, "{level:?} {prediction:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_perfect_direction_gives_back_both_parts() {
+        let (x0, noise, level) = (0.3, -1.7, NoiseLevel::straight(0.7));
+        let x = 0.3 * x0 + 0.7 * noise;
+        let of = |mix: Mix| mix.sample * x + mix.output * (noise - x0);
+        assert!((of(level.denoised(Prediction::Flow)) - x0).abs() < 1e-12);
+        assert!((of(level.epsilon(Prediction::Flow)) - noise).abs() < 1e-12);
     }
 
     #[test]

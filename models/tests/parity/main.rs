@@ -9,6 +9,7 @@ mod clip;
 mod common;
 #[cfg(feature = "demo")]
 mod demo;
+mod flow_match;
 mod flux_transformer;
 mod lora;
 mod noise;

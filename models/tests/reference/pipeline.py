@@ -4,7 +4,6 @@ Weights are synthetic (synthetic.py); the fixture holds configs, the names and s
 the pictures, so that the tests can write the same model folder and ask for the same pictures.
 """
 import json
-import pathlib
 import sys
 
 import numpy as np
@@ -27,16 +26,13 @@ from diffusers import (
     UNet2DConditionModel,
     UniPCMultistepScheduler,
 )
-from PIL import Image
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 import clip
 import synthetic
+from pipeline_parts import FIXTURES, picture, text, tokenizer
 
-HERE = pathlib.Path(__file__).parent
-FIXTURES = HERE.parent / "fixtures"
-TOKENIZER = HERE.parent / "fixtures" / "tokenizer"
 CROSS_DOWN, CROSS_UP = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
 BETAS = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 
@@ -68,13 +64,6 @@ VAE = dict(
     down_block_types=["DownEncoderBlock2D"] * 4,
     up_block_types=["UpDecoderBlock2D"] * 4,
 )
-
-
-def text(act):
-    return dict(
-        vocab_size=49408, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
-        max_position_embeddings=77, hidden_act=act, projection_dim=32, bos_token_id=0, eos_token_id=2, pad_token_id=1,
-    )  # fmt: skip
 
 
 MODELS = {
@@ -133,10 +122,6 @@ SCHEDULERS = {
 }  # fmt: skip
 
 
-def tokenizer(pad):
-    return CLIPTokenizer(str(TOKENIZER / "vocab.json"), str(TOKENIZER / "merges.txt"), pad_token=pad, model_max_length=77)
-
-
 def components(name, seed):
     model = MODELS[name]
     scheduler = dict(model["scheduler"])
@@ -154,14 +139,6 @@ def components(name, seed):
         parts["tokenizer_2"] = tokenizer("!")
         parts["force_zeros_for_empty_prompt"] = True
     return parts
-
-
-def picture(height, width):
-    """A smooth picture and a mask with a round hole, the same formula in the test."""
-    y, x = np.mgrid[0:height, 0:width]
-    rgb = np.stack([(x * 255) // width, (y * 255) // height, (x * 5 + y * 3) % 256], -1).astype(np.uint8)
-    mask = (((x - width / 2) ** 2 + (y - height / 2) ** 2 < (min(height, width) / 3) ** 2) * 255).astype(np.uint8)
-    return Image.fromarray(rgb), Image.fromarray(mask)
 
 
 # What diffusers has no syntax for: the prompt in the web UI's, and its parts with their weights.
