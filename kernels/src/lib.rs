@@ -1,8 +1,9 @@
 //! The operations Aquatint's models are written on, one file an op.
 //!
 //! Layouts: tokens are `(batch, tokens, channels)`; convolutional features are channels-last,
-//! `(batch, height, width, channels)`. Activations on the CPU are f32 and contiguous; weights may be f32, f16 or
-//! bf16 and are widened as they are read, so a 16-bit checkpoint is held once, at its own size.
+//! `(batch, height, width, channels)`. Activations on the CPU are f32 and contiguous; weights may be f32, f16, bf16,
+//! eight-bit floats or of a block format of GGUF files, and are widened as they are read: a checkpoint is held once, at
+//! its own size.
 //!
 //! An op's file holds its definition, a formula in candle's operations, which runs on every device that has nothing
 //! better; and its CPU arm, tested against the definition, on AVX-512, AVX2 or plain Rust as the machine allows. What
@@ -16,11 +17,15 @@ pub mod activation;
 pub mod attention;
 pub mod conv2d;
 mod cpu;
+pub mod encoded;
+mod float8;
 pub mod gated_residual;
 pub mod geglu;
+mod ggml_block;
 pub mod group_norm;
 pub mod layer_norm;
 pub mod linear;
+pub mod low_rank;
 pub mod memory;
 pub mod modulate;
 pub mod rgb8;
@@ -35,11 +40,13 @@ pub mod weighted_sum;
 pub use activation::Activation;
 pub use attention::attention;
 pub use conv2d::{Conv2d, Padding};
+pub use encoded::{EncodedWeight, Format};
 pub use gated_residual::gated_residual;
 pub use geglu::geglu;
 pub use group_norm::group_norm;
 pub use layer_norm::layer_norm;
 pub use linear::Linear;
+pub use low_rank::LowRank;
 pub use memory::keep_freed_memory;
 pub use modulate::modulated_layer_norm;
 pub use rgb8::rgb8;

@@ -1,42 +1,56 @@
 //! `y = activation(x W^T + b) + residual`: a matrix product with its bias and what follows it.
 
-use candle_core::{DType, Result, Tensor, bail};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use crate::Activation;
+use candle_core::{DType, Device, Result, Tensor, bail};
+
 use crate::cpu::{self, Epilogue, Level, PackedWeight, Rows, Shared};
 use crate::weight::{ReplaceableWeight, Weight};
+use crate::{Activation, EncodedWeight, LowRank};
 
 /// A linear layer that owns its weight in the layout its device wants.
 #[derive(Debug)]
 pub struct Linear {
     weight: ReplaceableWeight,
-    bias: Option<Tensor>,
+    beside: RwLock<Beside>,
     in_features: usize,
     out_features: usize,
+}
+
+/// What is added to the product with the weight.
+#[derive(Debug)]
+struct Beside {
+    bias: Option<Tensor>,
+    low_rank: Vec<LowRank>,
 }
 
 impl Linear {
     /// `weight`: `(out, in)`, f32, f16 or bf16; `bias`: `(out)`.
     pub fn new(weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
-        let (out_features, in_features) = weight.dims2()?;
-        let bias = bias.map(|b| b.to_dtype(DType::F32)?.contiguous()).transpose()?;
-        if let Some(b) = &bias
-            && b.dims() != [out_features]
-        {
-            bail!("linear: the bias has shape {:?}, the weight {:?}", b.dims(), weight.dims());
-        }
-        Ok(Self { weight: ReplaceableWeight::new(weight)?, bias, in_features, out_features })
+        Self::with(ReplaceableWeight::new(weight)?, weight.dims2()?, bias)
+    }
+
+    /// `weight`: `(out, in)` in a format that it keeps, on `device`; `bias`: `(out)`.
+    ///
+    /// On the CPU the products are those of the decoded weight in f32, to the byte. On other devices candle multiplies
+    /// with block formats, and may round activations to eight bits.
+    pub fn encoded(weight: &EncodedWeight, bias: Option<&Tensor>, device: &Device) -> Result<Self> {
+        Self::with(ReplaceableWeight::encoded(weight, device)?, weight.dims(), bias)
     }
 
     /// A layer whose weight is not in memory: [`Self::replace_weight`] brings it, and [`Self::forward`] needs it.
     pub fn without_weight(in_features: usize, out_features: usize, bias: Option<&Tensor>) -> Result<Self> {
-        let bias = bias.map(|b| b.to_dtype(DType::F32)?.contiguous()).transpose()?;
-        if let Some(b) = &bias
-            && b.dims() != [out_features]
-        {
-            bail!("linear: the bias has shape {:?}, the weight {out_features} outputs", b.dims());
-        }
-        Ok(Self { weight: ReplaceableWeight::absent(), bias, in_features, out_features })
+        Self::with(ReplaceableWeight::absent(), (out_features, in_features), bias)
+    }
+
+    fn with(
+        weight: ReplaceableWeight,
+        (out_features, in_features): (usize, usize),
+        bias: Option<&Tensor>,
+    ) -> Result<Self> {
+        let bias = bias.map(|b| checked_bias(b, out_features)).transpose()?;
+        let beside = RwLock::new(Beside { bias, low_rank: Vec::new() });
+        Ok(Self { weight, beside, in_features, out_features })
     }
 
     /// Frees the weight, until another one is put in its place.
@@ -61,15 +75,63 @@ impl Linear {
 
     /// Puts another weight of the same shape in place of the present one: how LoRAs are merged and undone.
     pub fn replace_weight(&self, weight: &Tensor) -> Result<()> {
-        if weight.dims() != [self.out_features, self.in_features] {
-            bail!(
-                "linear: a weight of shape {:?} cannot replace one of ({}, {})",
-                weight.dims(),
-                self.out_features,
-                self.in_features
-            );
-        }
+        self.same_shape(weight.dims())?;
         self.weight.replace(weight)
+    }
+
+    /// The same with a weight in a format, on `device`.
+    pub fn replace_encoded(&self, weight: &EncodedWeight, device: &Device) -> Result<()> {
+        self.same_shape(&[weight.dims().0, weight.dims().1])?;
+        self.weight.replace_encoded(weight, device)
+    }
+
+    /// Whether a bias is added.
+    pub fn has_bias(&self) -> bool {
+        self.beside().bias.is_some()
+    }
+
+    /// Puts another bias, `(out)`, in place of the present one; a layer without one gets none.
+    pub fn replace_bias(&self, bias: &Tensor) -> Result<()> {
+        let bias = checked_bias(bias, self.out_features)?;
+        match &mut self.beside_mut().bias {
+            Some(present) => *present = bias,
+            None => bail!("linear: there is no bias to replace"),
+        }
+        Ok(())
+    }
+
+    fn same_shape(&self, dims: &[usize]) -> Result<()> {
+        if dims != [self.out_features, self.in_features] {
+            let present = (self.out_features, self.in_features);
+            bail!("linear: a weight of shape {dims:?} cannot replace one of {present:?}");
+        }
+        Ok(())
+    }
+
+    /// Low-rank differences to apply beside the weight, in place of those that are; with none, the weight alone is
+    /// left.
+    pub fn replace_low_rank(&self, low_rank: Vec<LowRank>) -> Result<()> {
+        for l in &low_rank {
+            if (l.out_features(), l.in_features()) != (self.out_features, self.in_features) {
+                bail!(
+                    "linear: a difference of ({}, {}) does not fit a weight of ({}, {})",
+                    l.out_features(),
+                    l.in_features(),
+                    self.out_features,
+                    self.in_features
+                );
+            }
+        }
+        self.beside_mut().low_rank = low_rank;
+        Ok(())
+    }
+
+    fn beside(&self) -> RwLockReadGuard<'_, Beside> {
+        self.beside.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn beside_mut(&self) -> RwLockWriteGuard<'_, Beside> {
+        self.beside.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// `x`: `(.., in)`; returns `(.., out)`.
@@ -91,15 +153,17 @@ impl Linear {
         } else {
             match &*self.weight.read() {
                 Weight::Plain(w) => {
-                    let bias = self.bias.as_ref().map(|b| b * scale).transpose()?;
-                    definition(&(x * scale)?, w, bias.as_ref(), Activation::None, None)
+                    let (x, Beside { bias, low_rank }) = ((x * scale)?, &*self.beside());
+                    let bias = bias.as_ref().map(|b| b * scale).transpose()?;
+                    let y = definition(&x, w, bias.as_ref(), Activation::None, None)?;
+                    low_rank.iter().try_fold(y, |y, difference| difference.forward(&x, Some(&y)))
                 }
                 _ => bail!("linear: no weight of this layer is on the input's device"),
             }
         }
     }
 
-    /// `activation(x W^T + b) + residual`; `residual` has the result's shape.
+    /// `activation(x W^T + b + low-rank differences) + residual`; `residual` has the result's shape.
     pub fn forward_with(
         &self,
         x: &Tensor,
@@ -116,12 +180,33 @@ impl Linear {
         {
             bail!("linear: the residual has shape {:?}, the result {shape:?}", r.dims());
         }
-        match &*self.weight.read() {
-            Weight::Packed(w) => on_cpu(Level::best(), x, w, self.bias.as_ref(), activation, residual, shape),
-            Weight::Plain(w) => definition(x, w, self.bias.as_ref(), activation, residual),
+        let Beside { bias, low_rank } = &*self.beside();
+        let product = |activation, residual: Option<&Tensor>| match &*self.weight.read() {
+            Weight::Packed(w) => on_cpu(Level::best(), x, w, bias.as_ref(), activation, residual, shape),
+            Weight::Plain(w) => definition(x, w, bias.as_ref(), activation, residual),
+            Weight::Encoded(w) => rest(w.product(x)?, bias.as_ref(), activation, residual),
             Weight::Absent => bail!("linear: the weight is not in memory"),
+        };
+        let mut difference = None;
+        for l in low_rank {
+            difference = Some(l.forward(x, difference.as_ref())?);
+        }
+        let Some(difference) = difference else { return product(activation, residual) };
+        // What the product takes as a residual is added after the activation, the difference before it.
+        let y = activation.forward(&product(Activation::None, Some(&difference))?)?;
+        match residual {
+            Some(r) => y + r,
+            None => Ok(y),
         }
     }
+}
+
+/// A bias as it is held.
+fn checked_bias(bias: &Tensor, out_features: usize) -> Result<Tensor> {
+    if bias.dims() != [out_features] {
+        bail!("linear: the bias has shape {:?}, the weight {out_features} outputs", bias.dims());
+    }
+    bias.to_dtype(DType::F32)?.contiguous()
 }
 
 fn definition(
@@ -131,7 +216,17 @@ fn definition(
     activation: Activation,
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let mut y = x.contiguous()?.broadcast_matmul(&weight.to_dtype(x.dtype())?.t()?)?;
+    let y = x.contiguous()?.broadcast_matmul(&weight.to_dtype(x.dtype())?.t()?)?;
+    rest(y, bias, activation, residual)
+}
+
+/// What follows the product.
+fn rest(
+    mut y: Tensor,
+    bias: Option<&Tensor>,
+    activation: Activation,
+    residual: Option<&Tensor>,
+) -> Result<Tensor> {
     if let Some(b) = bias {
         y = y.broadcast_add(&b.to_dtype(y.dtype())?)?;
     }
@@ -183,6 +278,7 @@ fn on_cpu(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Format;
     use crate::testing::{assert_close, f64s, random, same_bytes, with_threads};
 
     /// The formula in f64.
@@ -288,6 +384,56 @@ mod tests {
         assert_close(&linear.forward(&x.t()?)?, &exact(&x.t()?, &other, None, None)?, 1e-5)?;
         assert!(linear.replace_weight(&random((30, 10), 2)?).is_err());
         assert!(linear.forward(&x).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn low_rank_differences_are_those_of_the_sum() -> Result<()> {
+        let (x, w, b, r) =
+            (random((2, 9, 40), 1)?, random((50, 40), 2)?, random(50, 3)?, random((2, 9, 50), 4)?);
+        let factors =
+            |rank, seed| -> Result<_> { Ok((random((rank, 40), seed)?, random((50, rank), seed + 1)?)) };
+        let ((down, up), (second_down, second_up)) = (factors(3, 5)?, factors(7, 8)?);
+        let sum = ((&w + (up.matmul(&down)? * 0.7)?)? + (second_up.matmul(&second_down)? * -1.5)?)?;
+        let linear = Linear::new(&w, Some(&b))?;
+        let base = linear.forward_with(&x, Activation::Silu, Some(&r))?;
+        linear.replace_low_rank(vec![
+            LowRank::new(&down, &up, 0.7)?,
+            LowRank::new(&second_down, &second_up, -1.5)?,
+        ])?;
+        for activation in [Activation::None, Activation::GeluTanh] {
+            for r in [None, Some(&r)] {
+                let y = linear.forward_with(&x, activation, r)?;
+                assert_close(&y, &f64s(&definition(&x, &sum, Some(&b), activation, r)?)?, 1e-5)?;
+            }
+        }
+        linear.replace_low_rank(Vec::new())?;
+        same_bytes(&linear.forward_with(&x, Activation::Silu, Some(&r))?, &base)?;
+
+        let codes = (0..50 * 40).map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 24) as u8 & 0xbf).collect();
+        let encoded = EncodedWeight::new(Format::F8E4M3, (50, 40), codes, None)?;
+        let linear = Linear::encoded(&encoded, Some(&b), x.device())?;
+        linear.replace_low_rank(vec![LowRank::new(&down, &up, 0.7)?])?;
+        let sum = (encoded.decode(x.device())? + (up.matmul(&down)? * 0.7)?)?;
+        let y = linear.forward_with(&x, Activation::Silu, Some(&r))?;
+        assert_close(&y, &f64s(&definition(&x, &sum, Some(&b), Activation::Silu, Some(&r))?)?, 1e-5)?;
+
+        assert!(linear.replace_low_rank(vec![LowRank::new(&up.t()?, &down.t()?, 1.0)?]).is_err());
+        assert!(LowRank::new(&down, &second_up, 1.0).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn biases_are_replaced() -> Result<()> {
+        let (x, w, b, other) = (random((9, 40), 1)?, random((50, 40), 2)?, random(50, 3)?, random(50, 4)?);
+        let linear = Linear::new(&w, Some(&b))?;
+        let base = linear.forward(&x)?;
+        linear.replace_bias(&other)?;
+        assert_close(&linear.forward(&x)?, &exact(&x, &w, Some(&other), None)?, 1e-5)?;
+        linear.replace_bias(&b)?;
+        same_bytes(&linear.forward(&x)?, &base)?;
+        assert!(linear.replace_bias(&random(40, 4)?).is_err());
+        assert!(Linear::new(&w, None)?.replace_bias(&b).is_err());
         Ok(())
     }
 }

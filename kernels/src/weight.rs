@@ -1,10 +1,13 @@
 //! A layer's weight in the layout its device wants.
 
+use std::borrow::Cow;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
-use candle_core::{Result, Tensor};
+use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
+use candle_core::{DType, Device, Module, Result, Tensor};
 
 use crate::cpu::PackedWeight;
+use crate::{EncodedWeight, Format};
 
 /// The weight of a matrix or of filters.
 #[derive(Debug)]
@@ -15,6 +18,8 @@ pub(crate) enum Weight {
     Plain(Tensor),
     /// Not in memory at present.
     Absent,
+    /// On any other device: a matrix in a format.
+    Encoded(EncodedOnDevice),
 }
 
 impl Weight {
@@ -31,9 +36,89 @@ impl Weight {
         match self {
             Self::Packed(weight) => weight.bytes(),
             Self::Plain(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
+            Self::Encoded(weight) => weight.bytes(),
             Self::Absent => 0,
         }
     }
+
+    fn encoded(weight: &EncodedWeight, device: &Device) -> Result<Self> {
+        Ok(if device.is_cpu() {
+            Self::Packed(PackedWeight::encoded(weight))
+        } else {
+            Self::Encoded(EncodedOnDevice::new(weight, device)?)
+        })
+    }
+}
+
+/// A matrix in a format on a device that candle computes on.
+#[derive(Debug)]
+pub(crate) enum EncodedOnDevice {
+    /// A block format: candle multiplies with it.
+    Blocks(QMatMul),
+    /// Eight-bit floats: codes, the 256 values, and a column of scales. Decoded for each product.
+    Float8 { codes: Tensor, values: Tensor, scales: Option<Tensor> },
+}
+
+impl EncodedOnDevice {
+    /// Puts a matrix on `device`.
+    pub(crate) fn new(weight: &EncodedWeight, device: &Device) -> Result<Self> {
+        if let Some(ggml) = ggml(weight.format) {
+            let storage = QStorage::from_data(Cow::Borrowed(&weight.bytes), device, ggml)?;
+            return Ok(Self::Blocks(QMatMul::from_qtensor(QTensor::new(storage, weight.dims())?)?));
+        }
+        let all: Vec<u8> = (0..=255).collect();
+        let values = weight.format.decode(&all, 1, None)?;
+        let column = |scales: &Vec<f32>| Tensor::from_slice(scales, (weight.rows, 1), device);
+        Ok(Self::Float8 {
+            codes: Tensor::from_slice(&weight.bytes, weight.dims(), device)?,
+            values: Tensor::from_vec(values, 256, device)?,
+            scales: weight.row_scales.as_ref().map(column).transpose()?,
+        })
+    }
+
+    /// What it takes in memory.
+    fn bytes(&self) -> usize {
+        let tensor = |t: &Tensor| t.elem_count() * t.dtype().size_in_bytes();
+        match self {
+            Self::Blocks(QMatMul::QTensor(weight)) => weight.storage_size_in_bytes(),
+            Self::Blocks(QMatMul::Tensor(weight) | QMatMul::TensorF16(weight)) => tensor(weight),
+            Self::Float8 { codes, scales, .. } => tensor(codes) + scales.as_ref().map_or(0, tensor),
+        }
+    }
+
+    /// `x W^T`, in the type of `x`.
+    pub(crate) fn product(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            // candle's kernels take f32.
+            Self::Blocks(matrix) => {
+                matrix.forward(&x.to_dtype(DType::F32)?.contiguous()?)?.to_dtype(x.dtype())
+            }
+            Self::Float8 { codes, values, scales } => {
+                let weight = values.index_select(&codes.flatten_all()?, 0)?.reshape(codes.shape())?;
+                let weight = match scales {
+                    Some(scales) => weight.broadcast_mul(scales)?,
+                    None => weight,
+                };
+                x.contiguous()?.broadcast_matmul(&weight.to_dtype(x.dtype())?.t()?)
+            }
+        }
+    }
+}
+
+fn ggml(format: Format) -> Option<GgmlDType> {
+    Some(match format {
+        Format::Q4_0 => GgmlDType::Q4_0,
+        Format::Q4_1 => GgmlDType::Q4_1,
+        Format::Q5_0 => GgmlDType::Q5_0,
+        Format::Q5_1 => GgmlDType::Q5_1,
+        Format::Q8_0 => GgmlDType::Q8_0,
+        Format::Q2K => GgmlDType::Q2K,
+        Format::Q3K => GgmlDType::Q3K,
+        Format::Q4K => GgmlDType::Q4K,
+        Format::Q5K => GgmlDType::Q5K,
+        Format::Q6K => GgmlDType::Q6K,
+        Format::F8E4M3 | Format::F8E5M2 => return None,
+    })
 }
 
 /// A [`Weight`] that can be replaced while others hold its layer.
@@ -53,14 +138,28 @@ impl ReplaceableWeight {
 
     /// Frees the present weight.
     pub(crate) fn drop_weight(&self) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Weight::Absent;
+        self.put(Weight::Absent);
+    }
+
+    /// The same for a matrix in a format, on `device`.
+    pub(crate) fn encoded(weight: &EncodedWeight, device: &Device) -> Result<Self> {
+        Ok(Self(RwLock::new(Weight::encoded(weight, device)?)))
     }
 
     /// Puts another weight in place of the present one, whose shape the caller has compared.
     pub(crate) fn replace(&self, weight: &Tensor) -> Result<()> {
-        let weight = Weight::new(weight)?;
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = weight;
+        self.put(Weight::new(weight)?);
         Ok(())
+    }
+
+    /// The same for a matrix in a format, on `device`.
+    pub(crate) fn replace_encoded(&self, weight: &EncodedWeight, device: &Device) -> Result<()> {
+        self.put(Weight::encoded(weight, device)?);
+        Ok(())
+    }
+
+    fn put(&self, weight: Weight) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = weight;
     }
 
     /// The present weight.

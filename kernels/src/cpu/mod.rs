@@ -5,6 +5,7 @@ mod level;
 pub(crate) mod math;
 mod packed;
 mod parallel;
+mod quantised;
 mod simd;
 mod tensor;
 mod tile;

@@ -1,11 +1,16 @@
 //! Weights in the layout that the matrix kernels read: panels of 16 output columns, in the type they came in.
+//!
+//! Only f32 is read in place. Everything else is widened a few panels and a few hundred steps at a time, into a buffer
+//! that stays in the first-level cache while all rows of a piece of work are multiplied with it.
 
 use candle_core::{CpuStorage, DType, Result, Storage, Tensor, bail};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use super::quantised::QuantisedPanels;
 use super::tile::PANEL;
 use super::{Level, by_level};
+use crate::{EncodedWeight, Format, float8};
 
 /// Sixteen columns of one step of the sum, on one cache line.
 #[derive(Clone, Copy, Debug, Default)]
@@ -17,6 +22,10 @@ enum Data {
     F32(Vec<Line>),
     F16(Vec<[f16; PANEL]>),
     Bf16(Vec<[bf16; PANEL]>),
+    /// Eight-bit floats, and a scale for each column where there are any.
+    F8E4M3(Vec<[u8; PANEL]>, Option<Vec<Line>>),
+    F8E5M2(Vec<[u8; PANEL]>, Option<Vec<Line>>),
+    Quantised(QuantisedPanels),
 }
 
 /// A weight of `columns` outputs, each a sum over `parts * depth` inputs.
@@ -87,7 +96,42 @@ impl PackedWeight {
             Data::F32(lines) => size_of_val(&lines[..]),
             Data::F16(lines) => size_of_val(&lines[..]),
             Data::Bf16(lines) => size_of_val(&lines[..]),
+            Data::F8E4M3(lines, scales) | Data::F8E5M2(lines, scales) => {
+                size_of_val(&lines[..]) + scales.as_ref().map_or(0, |s| size_of_val(&s[..]))
+            }
+            Data::Quantised(panels) => panels.bytes(),
         }
+    }
+
+    /// Packs a matrix `(out, in)`, which keeps its format.
+    pub(crate) fn encoded(weight: &EncodedWeight) -> Self {
+        let (columns, depth) = weight.dims();
+        let float8 = || {
+            let lines =
+                pack(&weight.bytes, (columns, 1, depth), [0; PANEL], |l: &mut [u8; PANEL], i, v| l[i] = v);
+            let scales = weight.row_scales.as_ref().map(|scales| {
+                let mut lines = vec![Line::default(); columns.div_ceil(PANEL)];
+                lines
+                    .iter_mut()
+                    .flat_map(|line| &mut line.0)
+                    .zip(scales)
+                    .for_each(|(to, &scale)| *to = scale);
+                lines
+            });
+            (lines, scales)
+        };
+        let data = match QuantisedPanels::new(weight) {
+            Some(panels) => Data::Quantised(panels),
+            None => {
+                let (lines, scales) = float8();
+                if weight.format == Format::F8E4M3 {
+                    Data::F8E4M3(lines, scales)
+                } else {
+                    Data::F8E5M2(lines, scales)
+                }
+            }
+        };
+        Self { data, columns, parts: 1, depth }
     }
 
     /// Steps of the sum.
@@ -96,7 +140,7 @@ impl PackedWeight {
     }
 
     /// `count` panels from panel `first` on, their steps `from..from + len`: a pointer to the first, and the distance
-    /// of two in floats. 16-bit weights are widened into `scratch`, which the pointer then borrows.
+    /// of two in floats. Narrower weights are widened into `scratch`, which the pointer then borrows.
     pub(crate) fn panels(
         &self,
         level: Level,
@@ -115,6 +159,15 @@ impl PackedWeight {
                 Data::F32(_) => {}
                 Data::F16(lines) => widen_f16(level, &lines[at..at + len], to),
                 Data::Bf16(lines) => widen_bf16(level, &lines[at..at + len], to),
+                Data::F8E4M3(lines, scales) => {
+                    widen_e4m3(level, &lines[at..at + len], to);
+                    scale(level, scales.as_ref().map(|scales| &scales[first + panel]), to);
+                }
+                Data::F8E5M2(lines, scales) => {
+                    widen_e5m2(level, &lines[at..at + len], to);
+                    scale(level, scales.as_ref().map(|scales| &scales[first + panel]), to);
+                }
+                Data::Quantised(panels) => panels.decode(level, first + panel, from, to),
             }
         }
         (scratch.as_ptr().cast(), len * PANEL)
@@ -122,7 +175,7 @@ impl PackedWeight {
 }
 
 #[inline(always)]
-fn widen_f16_body<const FUSED: bool>(from: &[[f16; PANEL]], to: &mut [Line]) {
+pub(super) fn widen_f16_body<const FUSED: bool>(from: &[[f16; PANEL]], to: &mut [Line]) {
     for (from, to) in from.iter().zip(to) {
         #[cfg(target_arch = "x86_64")]
         if FUSED {
@@ -148,6 +201,32 @@ fn widen_bf16_body<const FUSED: bool>(from: &[[bf16; PANEL]], to: &mut [Line]) {
     }
 }
 
+#[inline(always)]
+fn widen_e4m3_body<const FUSED: bool>(from: &[[u8; PANEL]], to: &mut [Line]) {
+    for (from, to) in from.iter().zip(to) {
+        from.iter().zip(&mut to.0).for_each(|(&b, f)| *f = float8::e4m3(b));
+    }
+}
+
+#[inline(always)]
+fn widen_e5m2_body<const FUSED: bool>(from: &[[u8; PANEL]], to: &mut [Line]) {
+    for (from, to) in from.iter().zip(to) {
+        let halves = from.map(|b| f16::from_bits(u16::from(b) << 8));
+        widen_f16_body::<FUSED>(&[halves], std::slice::from_mut(to));
+    }
+}
+
+#[inline(always)]
+fn scale_body<const FUSED: bool>(scales: Option<&Line>, to: &mut [Line]) {
+    let Some(scales) = scales else { return };
+    for to in to {
+        to.0.iter_mut().zip(&scales.0).for_each(|(y, s)| *y *= s);
+    }
+}
+
+by_level! { fn widen_e4m3(from: &[[u8; PANEL]], to: &mut [Line]) = widen_e4m3_body; }
+by_level! { fn widen_e5m2(from: &[[u8; PANEL]], to: &mut [Line]) = widen_e5m2_body; }
+by_level! { fn scale(scales: Option<&Line>, to: &mut [Line]) = scale_body; }
 by_level! { fn widen_f16(from: &[[f16; PANEL]], to: &mut [Line]) = widen_f16_body; }
 by_level! { fn widen_bf16(from: &[[bf16; PANEL]], to: &mut [Line]) = widen_bf16_body; }
 

@@ -5,38 +5,19 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
-use super::builtin;
+use super::bytes::Bytes;
+use super::stored::{Entry, Stored, StoredType};
 use crate::{Error, Result};
 
 /// Headers of published checkpoints are under 1 MiB; a larger one is an attack or a mistake.
 const MAX_HEADER_BYTES: u64 = 16 << 20;
-
-/// Where one tensor lies.
-#[derive(Clone, Debug)]
-pub struct Entry {
-    /// The type it is stored in.
-    pub dtype: DType,
-    /// Its shape.
-    pub shape: Vec<usize>,
-    /// First byte in the file.
-    start: u64,
-    /// One past its last byte in the file.
-    end: u64,
-}
-
-#[derive(Debug)]
-enum Bytes {
-    File(File),
-    Memory(Cow<'static, [u8]>),
-}
 
 /// An open safetensors file.
 #[derive(Debug)]
@@ -50,29 +31,24 @@ pub struct SafetensorsFile {
 impl SafetensorsFile {
     /// Opens a file, or one of the program's own, and checks its header against its length.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref().to_owned();
-        if let Some(bytes) = builtin::file(&path) {
-            return Self::new(path, Bytes::Memory(bytes.into()), bytes.len() as u64);
-        }
-        let file = File::open(&path).map_err(|e| Error::file(&path, e))?;
-        let length = file.metadata().map_err(|e| Error::file(&path, e))?.len();
-        Self::new(path, Bytes::File(file), length)
+        let path = path.as_ref();
+        Self::new(path.to_owned(), Bytes::open(path)?)
     }
 
     /// The same over bytes in memory; `name` stands for the path in errors.
     pub fn from_bytes(name: &str, bytes: impl Into<Cow<'static, [u8]>>) -> Result<Self> {
-        let bytes = bytes.into();
-        let length = bytes.len() as u64;
-        Self::new(PathBuf::from(name), Bytes::Memory(bytes), length)
+        Self::new(PathBuf::from(name), Bytes::Memory(bytes.into()))
     }
 
-    fn new(path: PathBuf, bytes: Bytes, length: u64) -> Result<Self> {
+    /// A file whose bytes are open already.
+    pub(super) fn new(path: PathBuf, bytes: Bytes) -> Result<Self> {
         let bad = |reason: String| Error::file(&path, reason);
+        let length = bytes.len().map_err(|e| bad(e.to_string()))?;
         let mut size = [0u8; 8];
         if length < 8 {
             return Err(bad(format!("{length} bytes are too few for a safetensors file")));
         }
-        read_at(&bytes, &mut size, 0).map_err(|e| bad(e.to_string()))?;
+        bytes.read_at(&mut size, 0).map_err(|e| bad(e.to_string()))?;
         let header_bytes = u64::from_le_bytes(size);
         let too_long = header_bytes > MAX_HEADER_BYTES || header_bytes + 8 > length;
         // A header of 640 bytes starts with 0x80 too: only an impossible length makes it a pickle's mark.
@@ -89,22 +65,22 @@ impl SafetensorsFile {
             )));
         }
         let mut header = vec![0u8; header_bytes as usize];
-        read_at(&bytes, &mut header, 8).map_err(|e| bad(e.to_string()))?;
+        bytes.read_at(&mut header, 8).map_err(|e| bad(e.to_string()))?;
         let header: Metadata =
             serde_json::from_slice(&header).map_err(|e| bad(format!("its header is not valid: {e}")))?;
         let mut entries = BTreeMap::new();
         for (name, info) in header.tensors() {
-            let dtype = dtype(info.dtype).ok_or_else(|| {
+            let stored_type = stored_type(info.dtype).ok_or_else(|| {
                 bad(format!("tensor {name} is {:?}: F64, F32, F16, BF16, I64 or U8 are read", info.dtype))
             })?;
-            let start = header_bytes + 8 + info.data_offsets.0 as u64;
-            let end = header_bytes + 8 + info.data_offsets.1 as u64;
+            let place = |offset: usize| (header_bytes + 8).saturating_add(offset as u64);
+            let (start, end) = (place(info.data_offsets.0), place(info.data_offsets.1));
             if end > length {
                 return Err(bad(format!("truncated: tensor {name} ends at byte {end} of {length}")));
             }
-            entries.insert(name, Entry { dtype, shape: info.shape.clone(), start, end });
+            entries.insert(name, Entry { stored_type, shape: info.shape.clone(), start, end });
         }
-        let end = header_bytes + 8 + header.data_len() as u64;
+        let end = (header_bytes + 8).saturating_add(header.data_len() as u64);
         if end < length {
             return Err(bad(format!("{} bytes stand after the last tensor", length - end)));
         }
@@ -144,34 +120,24 @@ impl SafetensorsFile {
 
     /// Bytes of all tensors.
     pub fn tensor_bytes(&self) -> u64 {
-        self.entries.values().map(|e| e.end - e.start).sum()
+        self.entries.values().map(Entry::bytes).sum()
     }
 
     /// Reads one tensor in the type it is stored in.
     pub fn tensor(&self, name: &str, device: &Device) -> Result<Tensor> {
+        self.stored(name, None)?.tensor(device)
+    }
+
+    /// Reads rows of one tensor, or all of it, as they lie.
+    pub fn stored(&self, name: &str, rows: Option<Range<usize>>) -> Result<Stored> {
         let entry =
             self.entries.get(name).ok_or_else(|| Error::file(&self.path, format!("no tensor {name}")))?;
-        let mut bytes = vec![0u8; (entry.end - entry.start) as usize];
-        read_at(&self.bytes, &mut bytes, entry.start)
-            .map_err(|e| Error::file(&self.path, format!("{name}: {e}")))?;
-        Ok(Tensor::from_raw_buffer(&bytes, entry.dtype, &entry.shape, device)?)
+        entry.read(&self.bytes, rows).map_err(|e| Error::file(&self.path, format!("{name}: {e}")))
     }
 }
 
-fn read_at(bytes: &Bytes, into: &mut [u8], at: u64) -> std::io::Result<()> {
-    match bytes {
-        Bytes::File(file) => file.read_exact_at(into, at),
-        Bytes::Memory(all) => {
-            let at = usize::try_from(at).unwrap_or(usize::MAX);
-            let part = at.checked_add(into.len()).and_then(|end| all.get(at..end));
-            into.copy_from_slice(part.ok_or(std::io::ErrorKind::UnexpectedEof)?);
-            Ok(())
-        }
-    }
-}
-
-fn dtype(dtype: Dtype) -> Option<DType> {
-    Some(match dtype {
+fn stored_type(dtype: Dtype) -> Option<StoredType> {
+    Some(StoredType::Plain(match dtype {
         Dtype::F64 => DType::F64,
         Dtype::F32 => DType::F32,
         Dtype::F16 => DType::F16,
@@ -179,7 +145,7 @@ fn dtype(dtype: Dtype) -> Option<DType> {
         Dtype::I64 => DType::I64,
         Dtype::U8 => DType::U8,
         _ => return None,
-    })
+    }))
 }
 
 #[cfg(test)]

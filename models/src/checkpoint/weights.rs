@@ -10,9 +10,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use candle_core::{DType, Device, Tensor};
 
+use super::file::CheckpointFile;
 use super::safetensors_file::SafetensorsFile;
+use super::stored::StoredType;
 use super::synthetic;
-use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear, Padding};
+use super::view::Views;
+use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear, LowRank, Padding};
 use crate::{Error, Result};
 
 /// A layer whose weight can be replaced.
@@ -26,7 +29,7 @@ pub enum Layer {
 
 #[derive(Debug)]
 enum Source {
-    Files { files: Vec<SafetensorsFile>, file_of: BTreeMap<String, usize> },
+    Files(Views),
     Synthetic { seed: u64 },
 }
 
@@ -71,31 +74,23 @@ impl Weights {
         Self { component: Arc::new(component), prefix: String::new(), streams: false }
     }
 
-    /// The tensors of one or several files. `dtype`: what matrices and filters are held in, `None` as stored.
+    /// The tensors of one or several files under the names they have there. `dtype`: what matrices and filters are
+    /// held in, `None` as stored.
     pub fn from_files(
         name: &str,
         files: Vec<SafetensorsFile>,
         dtype: Option<DType>,
         device: &Device,
     ) -> Result<Self> {
-        let mut file_of = BTreeMap::new();
-        for (i, file) in files.iter().enumerate() {
-            for key in file.entries().keys() {
-                if file_of.insert(key.clone(), i).is_some() {
-                    return Err(Error::file(
-                        file.path(),
-                        format!("tensor {key} stands in an earlier file too"),
-                    ));
-                }
-            }
-        }
-        Ok(Self::new(name, Source::Files { files, file_of }, dtype, device))
+        let files = files.into_iter().map(CheckpointFile::Safetensors).collect();
+        Ok(Self::new(name, Source::Files(Views::as_stored(files)?), dtype, device))
     }
 
-    /// Opens safetensors files; see [`Weights::from_files`].
+    /// Opens the files of a component, of any kind that [`CheckpointFile`] reads, and gives their tensors diffusers'
+    /// names, whichever of the names that [`Views::new`] knows they have. `dtype` as in [`Weights::from_files`].
     pub fn open(name: &str, paths: &[PathBuf], dtype: Option<DType>, device: &Device) -> Result<Self> {
-        let files = paths.iter().map(SafetensorsFile::open).collect::<Result<_>>()?;
-        Self::from_files(name, files, dtype, device)
+        let files = paths.iter().map(|path| CheckpointFile::open(path)).collect::<Result<_>>()?;
+        Ok(Self::new(name, Source::Files(Views::new(files)?), dtype, device))
     }
 
     /// Weights computed from their names; see [`synthetic`].
@@ -126,7 +121,7 @@ impl Weights {
     /// Whether there is a tensor of this name. Synthetic weights have every name.
     pub fn contains(&self, name: &str) -> bool {
         match &self.component.source {
-            Source::Files { file_of, .. } => file_of.contains_key(&self.path(name)),
+            Source::Files(views) => views.shape(&self.path(name)).is_some(),
             Source::Synthetic { .. } => true,
         }
     }
@@ -134,10 +129,7 @@ impl Weights {
     /// The shape of a stored tensor; `None` where there is none of this name or the weights are synthetic.
     pub fn stored_shape(&self, name: &str) -> Option<Vec<usize>> {
         match &self.component.source {
-            Source::Files { files, file_of } => {
-                let key = self.path(name);
-                file_of.get(&key).map(|&i| files[i].entries()[&key].shape.clone())
-            }
+            Source::Files(views) => views.shape(&self.path(name)).map(<[usize]>::to_vec),
             Source::Synthetic { .. } => None,
         }
     }
@@ -146,7 +138,7 @@ impl Weights {
     pub fn unused(&self) -> Vec<String> {
         let used = lock(&self.component.used);
         match &self.component.source {
-            Source::Files { file_of, .. } => file_of.keys().filter(|k| !used.contains(*k)).cloned().collect(),
+            Source::Files(views) => views.names().filter(|k| !used.contains(*k)).cloned().collect(),
             Source::Synthetic { .. } => Vec::new(),
         }
     }
@@ -155,15 +147,14 @@ impl Weights {
     fn check(&self, key: &str, shape: &[usize]) -> Result<()> {
         let component = &*self.component;
         lock(&component.used).insert(key.to_owned());
-        let Source::Files { files, file_of } = &component.source else { return Ok(()) };
-        let Some(&i) = file_of.get(key) else {
-            let file = files.first().map_or(component.name.as_ref(), |f| f.path());
-            return Err(Error::file(file, format!("no tensor {key}, which this config needs")));
+        let Source::Files(views) = &component.source else { return Ok(()) };
+        let Some(stored) = views.shape(key) else {
+            let path = views.path().unwrap_or(component.name.as_ref());
+            return Err(Error::file(path, format!("no tensor {key}, which this config needs")));
         };
-        let stored = &files[i].entries()[key].shape;
         if stored != shape {
             let reason = format!("tensor {key} has shape {stored:?}, this config needs {shape:?}");
-            return Err(Error::file(files[i].path(), reason));
+            return Err(Error::file(views.path_of(key), reason));
         }
         Ok(())
     }
@@ -176,7 +167,7 @@ impl Weights {
             Source::Synthetic { seed } => {
                 Ok(Tensor::from_vec(synthetic::tensor(key, shape, *seed), shape, &component.device)?)
             }
-            Source::Files { files, file_of } => files[file_of[key]].tensor(key, &component.device),
+            Source::Files(views) => views.read(key)?.tensor(&component.device),
         }
     }
 
@@ -285,13 +276,10 @@ impl Weights {
         match (&self.component.dtype, &self.component.source) {
             (Some(dtype), _) => *dtype,
             (None, Source::Synthetic { .. }) => DType::F32,
-            (None, Source::Files { files, file_of }) => {
-                let key = format!("{layer}.weight");
-                match file_of.get(&key).and_then(|&i| files.get(i)?.entries().get(&key)) {
-                    Some(entry) if entry.dtype != DType::F64 => entry.dtype,
-                    _ => DType::F32,
-                }
-            }
+            (None, Source::Files(views)) => match views.stored_type(&format!("{layer}.weight")) {
+                Some(StoredType::Plain(dtype)) if dtype != DType::F64 => dtype,
+                _ => DType::F32,
+            },
         }
     }
 
@@ -375,6 +363,46 @@ impl Weights {
             Layer::Linear(l) if l.weight_bytes() == 0 => (total, 0),
             Layer::Linear(_) | Layer::Conv2d(_) => (total, total),
         })
+    }
+
+    /// Whether a layer's weight is held in blocks with scales, so that adding to it would round what is added.
+    pub fn is_quantized(&self, _layer: &str) -> bool {
+        false
+    }
+
+    /// Whether a layer has a bias that can be replaced. A convolution's cannot.
+    pub fn has_bias(&self, layer: &str) -> bool {
+        matches!(self.layer(layer), Ok((Layer::Linear(l), _)) if l.has_bias())
+    }
+
+    /// The base bias of a linear layer in f32, `(out)`, read from the source again.
+    pub fn base_bias(&self, layer: &str) -> Result<Tensor> {
+        let linear = self.linear_layer(layer)?;
+        Ok(self.read(&format!("{layer}.bias"), &[linear.out_features()])?.to_dtype(DType::F32)?)
+    }
+
+    /// Replaces a linear layer's bias, `(out)`.
+    pub fn replace_bias(&self, layer: &str, bias: &Tensor) -> Result<()> {
+        Ok(self.linear_layer(layer)?.replace_bias(bias)?)
+    }
+
+    /// Puts the base bias of a linear layer back, bit for bit.
+    pub fn restore_bias(&self, layer: &str) -> Result<()> {
+        self.replace_bias(layer, &self.base_bias(layer)?)
+    }
+
+    /// Applies these differences beside a linear layer's weight, in place of those that are; none undoes it.
+    pub fn replace_low_rank(&self, layer: &str, low_rank: Vec<LowRank>) -> Result<()> {
+        Ok(self.linear_layer(layer)?.replace_low_rank(low_rank)?)
+    }
+
+    fn linear_layer(&self, name: &str) -> Result<Arc<Linear>> {
+        match self.layer(name)?.0 {
+            Layer::Linear(linear) => Ok(linear),
+            Layer::Conv2d(_) => {
+                Err(Error::invalid(format!("{}: {name} is no linear layer", self.component.name)))
+            }
+        }
     }
 
     fn layer(&self, name: &str) -> Result<(Layer, Vec<usize>)> {

@@ -10,10 +10,12 @@ mod common;
 #[cfg(feature = "demo")]
 mod demo;
 mod flow_match;
+mod flux_lora;
 mod flux_transformer;
 mod lora;
 mod noise;
 mod pipeline;
+mod pipeline_flux;
 mod sampler;
 mod unet;
 mod vae;

@@ -1,0 +1,61 @@
+//! Floats of eight bits, as checkpoints store them (OCP 8-bit Floating Point Specification, 2023).
+
+use half::f16;
+
+/// A float with four bits of exponent and three of mantissa: no infinity, and NaN only where all of them are set.
+///
+/// Written without branches, so that loops over it vectorise.
+#[inline(always)]
+pub(crate) fn e4m3(byte: u8) -> f32 {
+    let sign = (u32::from(byte) & 0x80) << 24;
+    let magnitude = u32::from(byte) & 0x7f;
+    let normal = (magnitude << 20) + (120 << 23);
+    // Below the smallest normal number, 2^-6, it counts units of 2^-9.
+    let small = (magnitude as f32 * (1.0 / 512.0)).to_bits();
+    let bits = if magnitude < 8 { small } else { normal };
+    let bits = if magnitude == 0x7f { 0x7fc0_0000 } else { bits };
+    f32::from_bits(bits | sign)
+}
+
+/// A float with five bits of exponent and two of mantissa: the upper half of an f16.
+#[inline(always)]
+pub(crate) fn e5m2(byte: u8) -> f32 {
+    f16::from_bits(u16::from(byte) << 8).to_f32()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sign, exponent and mantissa by the formula of the specification, in f64.
+    fn value(byte: u8, exponent_bits: i32) -> f64 {
+        let mantissa_bits = 7 - exponent_bits;
+        let bias = (1 << (exponent_bits - 1)) - 1;
+        let (exponent, mantissa) =
+            (i32::from(byte & 0x7f) >> mantissa_bits, i32::from(byte) & ((1 << mantissa_bits) - 1));
+        let fraction = f64::from(mantissa) / f64::from(1 << mantissa_bits);
+        let magnitude = match exponent {
+            0 => fraction * 2f64.powi(1 - bias),
+            _ => (1.0 + fraction) * 2f64.powi(exponent - bias),
+        };
+        if byte & 0x80 == 0 { magnitude } else { -magnitude }
+    }
+
+    #[test]
+    fn every_byte_is_the_formula() {
+        for byte in 0..=255u8 {
+            let e4m3 = e4m3(byte);
+            if byte & 0x7f == 0x7f {
+                assert!(e4m3.is_nan(), "{byte:#x}");
+            } else {
+                assert_eq!(f64::from(e4m3), value(byte, 4), "{byte:#x}");
+                assert_eq!(e4m3.is_sign_negative(), byte >= 0x80, "{byte:#x}");
+            }
+            match byte & 0x7f {
+                0x7c => assert_eq!(e5m2(byte).abs(), f32::INFINITY),
+                0x7d..=0x7f => assert!(e5m2(byte).is_nan()),
+                _ => assert_eq!(f64::from(e5m2(byte)), value(byte, 5), "{byte:#x}"),
+            }
+        }
+    }
+}

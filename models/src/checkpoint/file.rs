@@ -1,0 +1,47 @@
+//! A file of weights, whichever kind it is.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+
+use super::bytes::Bytes;
+use super::safetensors_file::SafetensorsFile;
+use super::stored::{Entry, Stored};
+use crate::Result;
+
+/// A file of weights. Its kind is read from its first bytes, not from its name.
+#[derive(Debug)]
+pub enum CheckpointFile {
+    /// A safetensors file.
+    Safetensors(SafetensorsFile),
+}
+
+impl CheckpointFile {
+    /// Opens a file, or one of the program's own, and checks its header.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let bytes = Bytes::open(path)?;
+        Ok(Self::Safetensors(SafetensorsFile::new(path.to_owned(), bytes)?))
+    }
+
+    /// The file's path, or the name it was given.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Safetensors(file) => file.path(),
+        }
+    }
+
+    /// Every tensor by its name.
+    pub fn entries(&self) -> &BTreeMap<String, Entry> {
+        match self {
+            Self::Safetensors(file) => file.entries(),
+        }
+    }
+
+    /// Reads rows of one tensor, or all of it, as they lie.
+    pub fn stored(&self, name: &str, rows: Option<Range<usize>>) -> Result<Stored> {
+        match self {
+            Self::Safetensors(file) => file.stored(name, rows),
+        }
+    }
+}
