@@ -11,6 +11,7 @@ mod common;
 mod demo;
 mod flow_match;
 mod flux_lora;
+mod flux_transformer;
 mod lora;
 mod noise;
 mod pipeline;
