@@ -22,6 +22,7 @@ pub mod layer_norm;
 pub mod linear;
 pub mod memory;
 pub mod rgb8;
+pub mod rms_norm;
 #[cfg(test)]
 mod testing;
 pub mod timestep_embedding;
@@ -38,6 +39,7 @@ pub use layer_norm::layer_norm;
 pub use linear::Linear;
 pub use memory::keep_freed_memory;
 pub use rgb8::rgb8;
+pub use rms_norm::rms_norm;
 pub use timestep_embedding::timestep_embedding;
 pub use upsample::upsample_nearest;
 pub use weighted_sum::weighted_sum;
