@@ -16,6 +16,7 @@ pub mod activation;
 pub mod attention;
 pub mod conv2d;
 mod cpu;
+pub mod gated_gelu;
 pub mod geglu;
 pub mod group_norm;
 pub mod layer_norm;
@@ -31,8 +32,9 @@ mod weight;
 pub mod weighted_sum;
 
 pub use activation::Activation;
-pub use attention::attention;
+pub use attention::{attention, biased_attention};
 pub use conv2d::{Conv2d, Padding};
+pub use gated_gelu::gated_gelu;
 pub use geglu::geglu;
 pub use group_norm::group_norm;
 pub use layer_norm::layer_norm;
