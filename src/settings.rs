@@ -17,7 +17,7 @@ use serde::Serialize;
 use crate::engine::LoraChoice;
 use crate::picture::{MAX_SIDE_PX, PngCompression};
 
-/// Image generation with Stable Diffusion 1.5, 2.x and SDXL, as a command and as a server.
+/// Image generation with Stable Diffusion 1.5, 2.x, SDXL and FLUX.1, as a command and as a server.
 #[derive(Debug, Parser)]
 #[command(name = "aquatint", version, max_term_width = 110, infer_subcommands = true)]
 pub struct Cli {
@@ -43,15 +43,26 @@ pub struct ModelArgs {
     /// Folder of a model in the diffusers layout; without it, the built-in model
     #[arg(long, value_name = "DIR", env = "SD_MODEL_ID")]
     pub model: Option<String>,
+    /// Folder of a model that stands in where the first cannot be loaded: FLUX.1-schnell for FLUX.1-dev, say. Every
+    /// reply then says so
+    #[arg(long, value_name = "DIR", env = "AQUATINT_FALLBACK", requires = "model")]
+    pub fallback: Option<String>,
+    /// Memory that FLUX may take, in GiB: what does not fit is read from the checkpoint when it is needed [default:
+    /// what is free]
+    #[arg(long, value_name = "GIB", env = "AQUATINT_MEMORY", value_parser = positive)]
+    pub memory: Option<f64>,
     /// What the weights are held in
     #[arg(long, value_name = "TYPE", env = "SD_PRECISION", default_value = "auto")]
     pub dtype: Precision,
     /// Where to compute
     #[arg(long, value_name = "DEVICE", env = "SD_DEVICE", default_value = "auto")]
     pub device: DeviceChoice,
-    /// Safetensors file that replaces the model's UNet
+    /// Safetensors file that replaces the model's UNet, or its FLUX transformer: then GGUF files too
     #[arg(long, value_name = "FILE", env = "SD_UNET_ID")]
     pub unet: Option<PathBuf>,
+    /// Safetensors or GGUF file that replaces FLUX's T5
+    #[arg(long, value_name = "FILE")]
+    pub t5: Option<PathBuf>,
     /// Safetensors file, or folder with one and its config.json, that replaces the model's VAE
     #[arg(long, value_name = "FILE")]
     pub vae: Option<PathBuf>,
@@ -130,6 +141,13 @@ pub struct GenerateArgs {
     /// How closely the prompt is followed; 1 turns guidance off [default: the model's]
     #[arg(long, value_name = "X", env = "SD_GUIDANCE", value_parser = guidance_scale)]
     pub guidance_scale: Option<f64>,
+    /// FLUX: classifier-free guidance beside the model's own; above 1 and with a negative prompt, each step takes twice
+    /// as long
+    #[arg(long, value_name = "X", value_parser = guidance_scale)]
+    pub true_cfg_scale: Option<f64>,
+    /// FLUX: tokens of the prompt, beyond which it is cut [default: 512, schnell 256]
+    #[arg(long, value_name = "N", value_parser = number(1..=512))]
+    pub max_sequence_length: Option<usize>,
     /// Scheduler by its diffusers or web UI name, for example "DPM++ 2M Karras" [default: the model's]
     #[arg(long, value_name = "NAME", env = "SD_SCHEDULER", value_parser = scheduler)]
     pub scheduler: Option<String>,
@@ -145,9 +163,9 @@ pub struct GenerateArgs {
     /// Which part of it to repaint: white is repainted, black kept
     #[arg(long, value_name = "FILE", requires = "init_image")]
     pub mask: Option<PathBuf>,
-    /// How much of it to change, from 0 to 1
-    #[arg(long, value_name = "X", default_value = "0.6", value_parser = unit_interval)]
-    pub strength: f64,
+    /// How much of it to change, from 0 to 1 [default: 0.6, with Kontext 1]
+    #[arg(long, value_name = "X", value_parser = unit_interval)]
+    pub strength: Option<f64>,
     /// Text encoder layers to leave out at the end
     #[arg(long, value_name = "N", default_value = "0", value_parser = number(0..=31))]
     pub clip_skip: usize,

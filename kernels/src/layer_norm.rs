@@ -78,7 +78,8 @@ fn normalise_body<const FUSED: bool>(
 }
 
 by_level! {
-    fn normalise(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [MaybeUninit<f32>]) = normalise_body;
+    /// Normalises tokens of `weight.len()` channels.
+    pub(crate) fn normalise(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [MaybeUninit<f32>]) = normalise_body;
 }
 
 #[cfg(test)]

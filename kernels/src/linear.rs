@@ -1,17 +1,27 @@
 //! `y = activation(x W^T + b) + residual`: a matrix product with its bias and what follows it.
 
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use candle_core::{DType, Device, Result, Tensor, bail};
+
 use crate::cpu::{self, Epilogue, Level, PackedWeight, Rows, Shared};
 use crate::weight::{ReplaceableWeight, Weight};
-use crate::{Activation, EncodedWeight};
-use candle_core::{DType, Device, Result, Tensor, bail};
+use crate::{Activation, EncodedWeight, LowRank};
 
 /// A linear layer that owns its weight in the layout its device wants.
 #[derive(Debug)]
 pub struct Linear {
     weight: ReplaceableWeight,
-    bias: Option<Tensor>,
+    beside: RwLock<Beside>,
     in_features: usize,
     out_features: usize,
+}
+
+/// What is added to the product with the weight.
+#[derive(Debug)]
+struct Beside {
+    bias: Option<Tensor>,
+    low_rank: Vec<LowRank>,
 }
 
 impl Linear {
@@ -28,18 +38,29 @@ impl Linear {
         Self::with(ReplaceableWeight::encoded(weight, device)?, weight.dims(), bias)
     }
 
+    /// A layer whose weight is not in memory: [`Self::replace_weight`] brings it, and [`Self::forward`] needs it.
+    pub fn without_weight(in_features: usize, out_features: usize, bias: Option<&Tensor>) -> Result<Self> {
+        Self::with(ReplaceableWeight::absent(), (out_features, in_features), bias)
+    }
+
     fn with(
         weight: ReplaceableWeight,
         (out_features, in_features): (usize, usize),
         bias: Option<&Tensor>,
     ) -> Result<Self> {
-        let bias = bias.map(|b| b.to_dtype(DType::F32)?.contiguous()).transpose()?;
-        if let Some(b) = &bias
-            && b.dims() != [out_features]
-        {
-            bail!("linear: the bias has shape {:?}, the weight ({out_features}, {in_features})", b.dims());
-        }
-        Ok(Self { weight, bias, in_features, out_features })
+        let bias = bias.map(|b| checked_bias(b, out_features)).transpose()?;
+        let beside = RwLock::new(Beside { bias, low_rank: Vec::new() });
+        Ok(Self { weight, beside, in_features, out_features })
+    }
+
+    /// Frees the weight, until another one is put in its place.
+    pub fn drop_weight(&self) {
+        self.weight.drop_weight();
+    }
+
+    /// What the weight takes in memory; 0 where it is not there.
+    pub fn weight_bytes(&self) -> usize {
+        self.weight.read().bytes()
     }
 
     /// Channels of the input.
@@ -64,6 +85,21 @@ impl Linear {
         self.weight.replace_encoded(weight, device)
     }
 
+    /// Whether a bias is added.
+    pub fn has_bias(&self) -> bool {
+        self.beside().bias.is_some()
+    }
+
+    /// Puts another bias, `(out)`, in place of the present one; a layer without one gets none.
+    pub fn replace_bias(&self, bias: &Tensor) -> Result<()> {
+        let bias = checked_bias(bias, self.out_features)?;
+        match &mut self.beside_mut().bias {
+            Some(present) => *present = bias,
+            None => bail!("linear: there is no bias to replace"),
+        }
+        Ok(())
+    }
+
     fn same_shape(&self, dims: &[usize]) -> Result<()> {
         if dims != [self.out_features, self.in_features] {
             let present = (self.out_features, self.in_features);
@@ -72,12 +108,63 @@ impl Linear {
         Ok(())
     }
 
+    /// Low-rank differences to apply beside the weight, in place of those that are; with none, the weight alone is
+    /// left.
+    pub fn replace_low_rank(&self, low_rank: Vec<LowRank>) -> Result<()> {
+        for l in &low_rank {
+            if (l.out_features(), l.in_features()) != (self.out_features, self.in_features) {
+                bail!(
+                    "linear: a difference of ({}, {}) does not fit a weight of ({}, {})",
+                    l.out_features(),
+                    l.in_features(),
+                    self.out_features,
+                    self.in_features
+                );
+            }
+        }
+        self.beside_mut().low_rank = low_rank;
+        Ok(())
+    }
+
+    fn beside(&self) -> RwLockReadGuard<'_, Beside> {
+        self.beside.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn beside_mut(&self) -> RwLockWriteGuard<'_, Beside> {
+        self.beside.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// `x`: `(.., in)`; returns `(.., out)`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.forward_with(x, Activation::None, None)
     }
 
-    /// `activation(x W^T + b) + residual`; `residual` has the result's shape.
+    /// `scale (x W^T + b)` for a power of two below 1, without the larger sum ever being rounded to the type of `x`: what
+    /// f16 cannot hold may come out smaller.
+    pub fn forward_scaled(&self, x: &Tensor, scale: f64) -> Result<Tensor> {
+        let on_cpu = x.device().is_cpu();
+        if scale == 1.0 {
+            self.forward(x)
+        } else if x.dtype() != DType::F16 || on_cpu {
+            // The CPU's sums are f32 in any case.
+            let x_type = x.dtype();
+            let x = if on_cpu { x.to_dtype(DType::F32)? } else { x.clone() };
+            (self.forward(&x)? * scale)?.to_dtype(x_type)
+        } else {
+            let (x, Beside { bias, low_rank }) = ((x * scale)?, &*self.beside());
+            let bias = bias.as_ref().map(|b| b * scale).transpose()?;
+            let y = match &*self.weight.read() {
+                Weight::Plain(w) => definition(&x, w, bias.as_ref(), Activation::None, None)?,
+                Weight::Encoded(w) => rest(w.product(&x)?, bias.as_ref(), Activation::None, None)?,
+                Weight::Packed(_) | Weight::Absent => {
+                    bail!("linear: no weight of this layer is on the input's device")
+                }
+            };
+            low_rank.iter().try_fold(y, |y, difference| difference.forward(&x, Some(&y)))
+        }
+    }
+
+    /// `activation(x W^T + b + low-rank differences) + residual`; `residual` has the result's shape.
     pub fn forward_with(
         &self,
         x: &Tensor,
@@ -94,12 +181,33 @@ impl Linear {
         {
             bail!("linear: the residual has shape {:?}, the result {shape:?}", r.dims());
         }
-        match &*self.weight.read() {
-            Weight::Packed(w) => on_cpu(Level::best(), x, w, self.bias.as_ref(), activation, residual, shape),
-            Weight::Plain(w) => definition(x, w, self.bias.as_ref(), activation, residual),
-            Weight::Encoded(w) => rest(w.product(x)?, self.bias.as_ref(), activation, residual),
+        let Beside { bias, low_rank } = &*self.beside();
+        let product = |activation, residual: Option<&Tensor>| match &*self.weight.read() {
+            Weight::Packed(w) => on_cpu(Level::best(), x, w, bias.as_ref(), activation, residual, shape),
+            Weight::Plain(w) => definition(x, w, bias.as_ref(), activation, residual),
+            Weight::Encoded(w) => rest(w.product(x)?, bias.as_ref(), activation, residual),
+            Weight::Absent => bail!("linear: the weight is not in memory"),
+        };
+        let mut difference = None;
+        for l in low_rank {
+            difference = Some(l.forward(x, difference.as_ref())?);
+        }
+        let Some(difference) = difference else { return product(activation, residual) };
+        // What the product takes as a residual is added after the activation, the difference before it.
+        let y = activation.forward(&product(Activation::None, Some(&difference))?)?;
+        match residual {
+            Some(r) => y + r,
+            None => Ok(y),
         }
     }
+}
+
+/// A bias as it is held.
+fn checked_bias(bias: &Tensor, out_features: usize) -> Result<Tensor> {
+    if bias.dims() != [out_features] {
+        bail!("linear: the bias has shape {:?}, the weight {out_features} outputs", bias.dims());
+    }
+    bias.to_dtype(DType::F32)?.contiguous()
 }
 
 fn definition(
@@ -121,7 +229,7 @@ fn rest(
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
     if let Some(b) = bias {
-        y = y.broadcast_add(b)?;
+        y = y.broadcast_add(&b.to_dtype(y.dtype())?)?;
     }
     y = activation.forward(&y)?;
     match residual {
@@ -322,6 +430,35 @@ mod tests {
     }
 
     #[test]
+    fn a_weight_may_come_and_go() -> Result<()> {
+        let (x, w, b) = (random((5, 20), 1)?, random((10, 20), 2)?, random(10, 3)?);
+        let (resident, streamed) = (Linear::new(&w, Some(&b))?, Linear::without_weight(20, 10, Some(&b))?);
+        assert_eq!(streamed.weight_bytes(), 0);
+        assert!(streamed.forward(&x).is_err());
+        streamed.replace_weight(&w)?;
+        same_bytes(&streamed.forward(&x)?, &resident.forward(&x)?)?;
+        assert_eq!(streamed.weight_bytes(), resident.weight_bytes());
+        streamed.drop_weight();
+        assert!(streamed.forward(&x).is_err());
+        assert!(Linear::without_weight(20, 11, Some(&b)).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn a_scaled_sum_stays_within_f16() -> Result<()> {
+        let (x, w, b) =
+            ((random((5, 20), 1)? * 300.0)?, (random((10, 20), 2)? * 300.0)?, (random(10, 3)? * 3e4)?);
+        let linear = Linear::new(&w, Some(&b))?;
+        let half = x.to_dtype(DType::F16)?;
+        assert!(f64s(&linear.forward(&half)?)?.iter().any(|v| v.is_infinite()));
+        let scaled = linear.forward_scaled(&half, 1.0 / 64.0)?;
+        assert_eq!(scaled.dtype(), DType::F16);
+        let exact = exact(&half, &w, Some(&b), None)?;
+        assert_close(&scaled, &exact.iter().map(|v| v / 64.0).collect::<Vec<_>>(), 1e-3)?;
+        same_bytes(&(linear.forward_scaled(&x, 1.0 / 64.0)? * 64.0)?, &linear.forward(&x)?)
+    }
+
+    #[test]
     fn strided_inputs_and_replaced_weights() -> Result<()> {
         let (x, w, other) = (random((30, 20), 1)?, random((10, 30), 2)?, random((10, 30), 3)?);
         let linear = Linear::new(&w, None)?;
@@ -329,6 +466,48 @@ mod tests {
         assert_close(&linear.forward(&x.t()?)?, &exact(&x.t()?, &other, None, None)?, 1e-5)?;
         assert!(linear.replace_weight(&random((30, 10), 2)?).is_err());
         assert!(linear.forward(&x).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn low_rank_differences_are_those_of_the_sum() -> Result<()> {
+        let (x, w, b, r) =
+            (random((2, 9, 40), 1)?, random((50, 40), 2)?, random(50, 3)?, random((2, 9, 50), 4)?);
+        let factors =
+            |rank, seed| -> Result<_> { Ok((random((rank, 40), seed)?, random((50, rank), seed + 1)?)) };
+        let ((down, up), (second_down, second_up)) = (factors(3, 5)?, factors(7, 8)?);
+        let sum = ((&w + (up.matmul(&down)? * 0.7)?)? + (second_up.matmul(&second_down)? * -1.5)?)?;
+        let linear = Linear::new(&w, Some(&b))?;
+        let base = linear.forward_with(&x, Activation::Silu, Some(&r))?;
+        linear.replace_low_rank(vec![
+            LowRank::new(&down, &up, 0.7)?,
+            LowRank::new(&second_down, &second_up, -1.5)?,
+        ])?;
+        for activation in [Activation::None, Activation::GeluTanh] {
+            for r in [None, Some(&r)] {
+                let y = linear.forward_with(&x, activation, r)?;
+                assert_close(&y, &f64s(&definition(&x, &sum, Some(&b), activation, r)?)?, 1e-5)?;
+            }
+        }
+        linear.replace_low_rank(Vec::new())?;
+        same_bytes(&linear.forward_with(&x, Activation::Silu, Some(&r))?, &base)?;
+
+        assert!(linear.replace_low_rank(vec![LowRank::new(&up.t()?, &down.t()?, 1.0)?]).is_err());
+        assert!(LowRank::new(&down, &second_up, 1.0).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn biases_are_replaced() -> Result<()> {
+        let (x, w, b, other) = (random((9, 40), 1)?, random((50, 40), 2)?, random(50, 3)?, random(50, 4)?);
+        let linear = Linear::new(&w, Some(&b))?;
+        let base = linear.forward(&x)?;
+        linear.replace_bias(&other)?;
+        assert_close(&linear.forward(&x)?, &exact(&x, &w, Some(&other), None)?, 1e-5)?;
+        linear.replace_bias(&b)?;
+        same_bytes(&linear.forward(&x)?, &base)?;
+        assert!(linear.replace_bias(&random(40, 4)?).is_err());
+        assert!(Linear::new(&w, None)?.replace_bias(&b).is_err());
         Ok(())
     }
 }

@@ -16,6 +16,8 @@ pub(crate) enum Weight {
     Packed(PackedWeight),
     /// On any other device: as checkpoints store it.
     Plain(Tensor),
+    /// Not in memory at present.
+    Absent,
     /// On any other device: a matrix in a format.
     Encoded(EncodedOnDevice),
 }
@@ -27,6 +29,16 @@ impl Weight {
         } else {
             Self::Plain(weight.clone())
         })
+    }
+
+    /// What it takes in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Packed(weight) => weight.bytes(),
+            Self::Plain(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
+            Self::Encoded(weight) => weight.bytes(),
+            Self::Absent => 0,
+        }
     }
 
     fn encoded(weight: &EncodedWeight, device: &Device) -> Result<Self> {
@@ -62,6 +74,16 @@ impl EncodedOnDevice {
             values: Tensor::from_vec(values, 256, device)?,
             scales: weight.row_scales.as_ref().map(column).transpose()?,
         })
+    }
+
+    /// What it takes in memory.
+    fn bytes(&self) -> usize {
+        let tensor = |t: &Tensor| t.elem_count() * t.dtype().size_in_bytes();
+        match self {
+            Self::Blocks(QMatMul::QTensor(weight)) => weight.storage_size_in_bytes(),
+            Self::Blocks(QMatMul::Tensor(weight) | QMatMul::TensorF16(weight)) => tensor(weight),
+            Self::Float8 { codes, scales, .. } => tensor(codes) + scales.as_ref().map_or(0, tensor),
+        }
     }
 
     /// `x W^T`, in the type of `x`.
@@ -107,6 +129,16 @@ impl ReplaceableWeight {
     /// Takes the weight over.
     pub(crate) fn new(weight: &Tensor) -> Result<Self> {
         Ok(Self(RwLock::new(Weight::new(weight)?)))
+    }
+
+    /// A weight that comes later.
+    pub(crate) fn absent() -> Self {
+        Self(RwLock::new(Weight::Absent))
+    }
+
+    /// Frees the present weight.
+    pub(crate) fn drop_weight(&self) {
+        self.put(Weight::Absent);
     }
 
     /// The same for a matrix in a format, on `device`.

@@ -5,7 +5,7 @@ use aquatint_kernels as kernels;
 use candle_core::Tensor;
 
 use crate::Result;
-pub use kernels::{Activation, Conv2d, Linear, Padding};
+pub use kernels::{Activation, Conv2d, Linear, LowRank, Padding};
 
 /// `GroupNorm`, with the activation that follows it.
 #[derive(Debug)]

@@ -89,7 +89,7 @@ async fn read(app: &App, headers: &HeaderMap, bytes: Bytes) -> Result<Parameters
     let form = Form {
         image: Some(Source::File(bytes)),
         mask: None,
-        strength: DEFAULT_STRENGTH,
+        strength: None,
         parameters: Parameters::new(""),
     };
     form.parameters().await
@@ -99,7 +99,7 @@ async fn read(app: &App, headers: &HeaderMap, bytes: Bytes) -> Result<Parameters
 struct Form {
     image: Option<Source>,
     mask: Option<Source>,
-    strength: f64,
+    strength: Option<f64>,
     parameters: Parameters,
 }
 
@@ -157,7 +157,7 @@ impl Form {
             loras: fields.loras(app, "lora", "lora_scale")?,
             ..Parameters::new(prompt)
         };
-        Ok(Self { image, mask, strength: strength.unwrap_or(DEFAULT_STRENGTH), parameters })
+        Ok(Self { image, mask, strength, parameters })
     }
 
     /// With its pictures decoded.
@@ -168,7 +168,8 @@ impl Form {
         let sources = named.chain(self.mask.map(|mask| ("mask_image".to_owned(), mask))).collect();
         let mut pictures = decode(sources).await?.into_iter();
         let image = pictures.next().map(|image| on_white(&image)).unwrap_or_default();
-        let strength = self.strength;
+        parameters.default_strength = self.strength.is_none();
+        let strength = self.strength.unwrap_or(DEFAULT_STRENGTH);
         parameters.modes = vec![match pictures.next() {
             None => Mode::ImageToImage { image, strength },
             Some(mask) => Mode::Inpaint { image, mask: white_is_repainted(&mask), strength },

@@ -30,6 +30,10 @@ pub(super) struct Parameters {
     pub(super) model: Option<String>,
     /// What pictures start from.
     pub(super) modes: Vec<Mode>,
+    /// The strength in `modes` is the API's default, not the caller's word.
+    pub(super) default_strength: bool,
+    pub(super) true_cfg_scale: Option<f64>,
+    pub(super) max_sequence_length: Option<usize>,
     pub(super) latent_resize: Option<Interpolation>,
     pub(super) masked_content: MaskedContent,
     /// Pictures to caption for the prompt.
@@ -37,6 +41,9 @@ pub(super) struct Parameters {
     /// Pictures made before for the same request may be sent.
     pub(super) use_cache: bool,
 }
+
+/// Strength where nothing is said, for models that are shown the picture beside what they make.
+const EDITING_STRENGTH: f64 = 1.0;
 
 /// The size of the pictures, `(width, height)` in pixels.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -98,6 +105,9 @@ impl Parameters {
             loras: Vec::new(),
             model: None,
             modes: vec![Mode::TextToImage],
+            default_strength: false,
+            true_cfg_scale: None,
+            max_sequence_length: None,
             latent_resize: None,
             masked_content: MaskedContent::Picture,
             based_on: Vec::new(),
@@ -149,6 +159,10 @@ impl Parameters {
                     Some(image.dimensions())
                 }
             };
+            let mut mode = mode.clone();
+            if self.default_strength && model.info.edits_pictures {
+                mode.set_strength(EDITING_STRENGTH);
+            }
             requests.extend(seeds.by_ref().take(self.num_images).map(|i| GenerationRequest {
                 seed: if first.variation.is_some() { first.seed } else { first.seed.wrapping_add(i) },
                 variation: first.variation.map(|v| Variation { seed: v.seed.wrapping_add(i), ..v }),
@@ -187,6 +201,8 @@ impl Parameters {
             }
             Guidance::Default | Guidance::Tempered(_) => default,
         };
+        request.true_cfg_scale = self.true_cfg_scale;
+        request.max_sequence_length = self.max_sequence_length;
         request.scheduler = self.scheduler.clone().or_else(|| default_scheduler(app, preset));
         request.clip_skip = self.clip_skip;
         request.variation = self.variation;
@@ -199,6 +215,8 @@ impl Parameters {
     fn preset(&self, app: &App, model: Option<&ModelInfo>) -> Option<Preset> {
         let of_model = || match (model, &self.model) {
             (Some(model), Some(_)) => model.preset,
+            // What stands in for another model has its own.
+            (Some(model), None) if model.fallback_for.is_some() => model.preset,
             (Some(model), None) => app.preset.or(model.preset),
             (None, _) => app.preset,
         };

@@ -52,6 +52,8 @@ pub async fn info(State(app): State<App>) -> Json<Value> {
                 "steps": info.map(|i| i.num_inference_steps),
                 "guidance_scale": info.map(|i| i.guidance_scale),
                 "scheduler": info.map(|i| &i.scheduler),
+                "fallback_for": info.map(|i| &i.fallback_for),
+                "memory": info.and_then(|i| i.memory).map(|plan| plan.to_string()),
                 "preset": info.and_then(|i| i.preset).map(|preset| preset.name),
             })
         })

@@ -8,23 +8,28 @@ use serde_json::json;
 
 use super::model::{Choice, use_threads};
 use super::{Failure, print};
-use crate::engine::pipeline::PipelineBackend;
 use crate::engine::recipe::random_seed;
 use crate::engine::{Backend, GenerationRequest, Mode, Picture, make};
 use crate::picture::{self, Format};
 use crate::settings::GenerateArgs;
 
+/// How much of an initial picture is changed where nothing is said.
+const DEFAULT_STRENGTH: f64 = 0.6;
+
 /// Checks everything that can be checked, then loads, paints and writes, one picture after the other.
 pub(super) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let seed = args.seed.unwrap_or_else(random_seed);
-    let request = request(args, seed)?;
+    let mut request = request(args, seed)?;
     let targets = targets(args.out.as_deref(), seed, args.num_images)?;
     let choice = Choice::new(&args.model)?;
     use_threads(args.model.threads)?;
     // Nobody waits for the file but its reader.
     picture::use_png_compression(picture::PngCompression::Balanced);
 
-    let mut backend = PipelineBackend::load(&choice.source, &choice.options)?;
+    let mut backend = choice.load()?;
+    if args.strength.is_none() && backend.info().edits_pictures {
+        request.mode.set_strength(1.0);
+    }
     backend.set_loras(&choice.loras)?;
     let mut made = Vec::new();
     for (i, (path, format)) in targets.iter().enumerate() {
@@ -65,6 +70,8 @@ fn request(args: &GenerateArgs, seed: u64) -> Result<GenerationRequest, Failure>
     request.height = args.height;
     request.num_inference_steps = args.steps;
     request.guidance_scale = args.guidance_scale;
+    request.true_cfg_scale = args.true_cfg_scale;
+    request.max_sequence_length = args.max_sequence_length;
     request.scheduler = args.scheduler.clone();
     request.clip_skip = args.clip_skip;
     let Some(path) = &args.init_image else { return Ok(request) };
@@ -73,7 +80,7 @@ fn request(args: &GenerateArgs, seed: u64) -> Result<GenerationRequest, Failure>
     // A picture keeps its size unless told otherwise.
     request.width = request.width.or(Some(image.width() as usize));
     request.height = request.height.or(Some(image.height() as usize));
-    let strength = args.strength;
+    let strength = args.strength.unwrap_or(DEFAULT_STRENGTH);
     request.mode = match &args.mask {
         Some(mask) => {
             let mask = picture::on_white(&read("--mask", mask)?);

@@ -8,20 +8,25 @@ use aquatint_models::pipeline::{self, LoadOptions, ModelSource, Pipeline};
 
 use super::Failure;
 use crate::engine::pipeline::PipelineBackend;
-use crate::engine::{EngineError, LoraChoice, ModelEntry, Preset};
+use crate::engine::{EngineError, LoraChoice, ModelEntry, ModelInfo, Preset};
 use crate::settings::{DeviceChoice, ModelArgs, Precision, RefineMode, ServeArgs};
 
 /// What to load, and the LoRAs to merge into it.
+#[derive(Clone)]
 pub(super) struct Choice {
     pub(super) source: ModelSource,
     pub(super) options: LoadOptions,
     pub(super) loras: Vec<LoraChoice>,
+    /// What is loaded where the source cannot be.
+    pub(super) fallback: Option<ModelSource>,
 }
 
 impl Choice {
     pub(super) fn new(args: &ModelArgs) -> Result<Self, Failure> {
-        if let Some(unet) = &args.unet {
-            weights_file("--unet", unet)?;
+        for (flag, file) in [("--unet", &args.unet), ("--t5", &args.t5)] {
+            if let Some(path) = file {
+                weights_file(flag, path)?;
+            }
         }
         if let Some(vae) = args.vae.as_deref().filter(|vae| !vae.is_dir()) {
             weights_file("--vae", vae)?;
@@ -29,7 +34,15 @@ impl Choice {
         if let Some(refiner) = &args.refiner {
             folder("--refiner", refiner, DIFFUSERS)?;
         }
-        let source = source("--model", args.model.as_deref())?;
+        let fallback = args.fallback.as_deref().map(|text| source("--fallback", Some(text))).transpose()?;
+        let source = match (source("--model", args.model.as_deref()), &fallback, &args.model) {
+            // It may be gated or not there yet: the fallback is what that is for.
+            (Err(Failure::BadInput(reason)), Some(_), Some(model)) => {
+                tracing::warn!("{reason}");
+                ModelSource::Folder(model.into())
+            }
+            (source, ..) => source?,
+        };
         let lcm = lcm_lora(args.lcm_lora.as_deref(), &source);
         let lcm = lcm.map(|path| LoraChoice { path, scale: 1.0, preset: Some(Preset::LCM_LORA) });
         let loras: Vec<_> = args.lora.iter().cloned().chain(lcm).collect();
@@ -57,8 +70,44 @@ impl Choice {
             refiner: args.refiner.clone(),
             refiner_starts_at: Some(args.denoising_end),
             textual_inversions: args.textual_inversion.clone(),
+            t5: args.t5.clone(),
+            memory_bytes: args.memory.map(|gib| (gib * (1u64 << 30) as f64) as u64),
         };
-        Ok(Self { source, options, loras })
+        Ok(Self { source, options, loras, fallback })
+    }
+
+    /// Loads the model, or what stands in for it.
+    pub(super) fn load(&self) -> Result<PipelineBackend, EngineError> {
+        let error = match PipelineBackend::load(&self.source, &self.options) {
+            Err(error) => error,
+            loaded => return loaded,
+        };
+        let Some(fallback) = &self.fallback else { return Err(error) };
+        let asked = name(&self.source);
+        tracing::warn!("{asked} cannot be loaded, {} stands in for it: {error}", name(fallback));
+        Ok(PipelineBackend::load(fallback, &self.options_of_another())?.standing_in_for(asked))
+    }
+
+    /// What the source or its fallback is, by its configs, and about how many bytes its weights take.
+    fn describe(&self) -> Result<(ModelInfo, u64), EngineError> {
+        match (Pipeline::describe(&self.source), &self.fallback) {
+            (Err(_), Some(fallback)) => {
+                let (info, bytes) = Pipeline::describe(fallback)?;
+                Ok((ModelInfo { fallback_for: Some(name(&self.source)), ..info }, bytes))
+            }
+            (described, _) => Ok(described?),
+        }
+    }
+
+    /// The options without what replaces parts of this model: that belongs to it alone.
+    fn options_of_another(&self) -> LoadOptions {
+        LoadOptions {
+            precision: self.options.precision,
+            device: self.options.device,
+            vae_tiling: self.options.vae_tiling,
+            memory_bytes: self.options.memory_bytes,
+            ..LoadOptions::default()
+        }
     }
 }
 
@@ -106,11 +155,10 @@ pub(super) fn registry(
     choice: &Choice,
     caption_model: Option<PathBuf>,
 ) -> Result<Vec<ModelEntry<PipelineBackend>>, Failure> {
-    let described = |source: &ModelSource| Pipeline::describe(source).map_err(EngineError::from);
-    let (info, bytes) = described(&choice.source)?;
-    let (default, options) = (choice.source.clone(), choice.options.clone());
+    let (info, bytes) = choice.describe()?;
+    let default = choice.clone();
     let load = move || {
-        let backend = PipelineBackend::load(&default, &options)?;
+        let backend = default.load()?;
         match &caption_model {
             Some(folder) => backend.with_captioner(folder),
             None => Ok(backend),
@@ -123,14 +171,8 @@ pub(super) fn registry(
             return Err(Failure::BadInput(format!("--add-model {name}: there is a model of this name")));
         }
         let source = source("--add-model", Some(folder))?;
-        let (info, bytes) = described(&source)?;
-        // What replaces a part of the default model belongs to that one alone.
-        let options = LoadOptions {
-            precision: choice.options.precision,
-            device: choice.options.device,
-            vae_tiling: choice.options.vae_tiling,
-            ..LoadOptions::default()
-        };
+        let (info, bytes) = Pipeline::describe(&source).map_err(EngineError::from)?;
+        let options = choice.options_of_another();
         let load = move || PipelineBackend::load(&source, &options);
         models.push(ModelEntry::new(name, load).described(info, bytes));
     }

@@ -2,7 +2,7 @@
 //!
 //! The unit is one run of the denoiser for one sample of one megapixel; how long that takes is measured.
 
-use super::{GenerationRequest, Mode, ModelInfo, Work};
+use super::{Family, GenerationRequest, Mode, ModelInfo, Work};
 
 /// What encoding a prompt and decoding a picture take together, in steps without guidance. SDXL's VAE alone is about
 /// two of them.
@@ -28,7 +28,11 @@ fn megapixels(request: &GenerationRequest, info: &ModelInfo) -> f64 {
 
 /// One step of a request; guidance runs the denoiser twice.
 pub(super) fn step_units(request: &GenerationRequest, info: &ModelInfo) -> f64 {
-    let guided = request.guidance_scale.unwrap_or(info.guidance_scale) > 1.0;
+    let guided = match info.family {
+        // Its own guidance is an input.
+        Family::Flux => request.negative_prompt.is_some() && request.true_cfg_scale.is_some_and(|s| s > 1.0),
+        _ => request.guidance_scale.unwrap_or(info.guidance_scale) > 1.0,
+    };
     megapixels(request, info) * if guided { 2.0 } else { 1.0 }
 }
 

@@ -18,7 +18,7 @@ mod task;
 mod watchdog;
 
 pub use aquatint_models::pipeline::{
-    GenerationRequest, Interpolation, LoraChoice, MaskedContent, Mode, ModelInfo, Preset, Variation,
+    Family, GenerationRequest, Interpolation, LoraChoice, MaskedContent, Mode, ModelInfo, Preset, Variation,
 };
 pub use backend::{Backend, Denoising};
 pub use error::EngineError;

@@ -12,12 +12,19 @@ use super::{Backend, Denoising, EngineError, GenerationRequest, LoraChoice, Mode
 pub struct PipelineBackend {
     pipeline: Pipeline,
     captioner: Option<Captioner>,
+    fallback_for: Option<String>,
 }
 
 impl PipelineBackend {
     /// Reads the model's files.
     pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<Self, EngineError> {
-        Ok(Self { pipeline: Pipeline::load(source, options)?, captioner: None })
+        Ok(Self { pipeline: Pipeline::load(source, options)?, captioner: None, fallback_for: None })
+    }
+
+    /// Says in every reply that another model was asked for.
+    #[must_use]
+    pub fn standing_in_for(self, model: String) -> Self {
+        Self { fallback_for: Some(model), ..self }
     }
 
     /// Reads a captioning model's folder too, onto the same device.
@@ -34,7 +41,8 @@ impl Backend for PipelineBackend {
         let info = self.pipeline.info();
         // Clients read the name, and the rest of the path is none of their business.
         let name = Path::new(&info.name).file_name().map(|name| name.to_string_lossy().into_owned());
-        ModelInfo { name: name.unwrap_or(info.name), ..info }
+        let name = name.unwrap_or_else(|| info.name.clone());
+        ModelInfo { name, fallback_for: self.fallback_for.clone(), ..info }
     }
 
     fn set_loras(&mut self, loras: &[LoraChoice]) -> Result<(), EngineError> {

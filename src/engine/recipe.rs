@@ -3,7 +3,7 @@
 use aquatint_models::sampler::SamplerSettings;
 use serde::Serialize;
 
-use super::{GenerationRequest, LoraChoice, Mode, ModelInfo, Variation};
+use super::{Family, GenerationRequest, LoraChoice, Mode, ModelInfo, Variation};
 
 /// A picture's recipe, complete: the model's defaults are filled in.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -39,6 +39,9 @@ pub struct Recipe {
     pub model: String,
     /// The model's family.
     pub family: &'static str,
+    /// The model that was asked for, where this one stands in for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fallback_for: Option<String>,
     /// What the model or a LoRA in it was found to be distilled to; the defaults were of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub preset: Option<&'static str>,
@@ -71,20 +74,21 @@ impl Recipe {
         };
         Self {
             prompt: request.prompt.clone(),
-            negative_prompt: request.negative_prompt.clone(),
+            negative_prompt: request.negative_prompt.clone().filter(|_| uses_negative_prompt(request, info)),
             width: size.0,
             height: size.1,
             num_inference_steps: request.num_inference_steps.unwrap_or(info.num_inference_steps),
-            guidance_scale: request.guidance_scale.unwrap_or(info.guidance_scale),
+            guidance_scale: request.guidance_scale.unwrap_or_else(|| info.guidance_scale_for(&request.mode)),
             seed: request.seed,
             scheduler: request.scheduler.clone().unwrap_or_else(|| info.scheduler.clone()),
             clip_skip: request.clip_skip,
             mode,
             strength,
-            extra: variation(request),
+            extra: extra(request),
             loras: loras.iter().map(|l| Lora { name: lora_name(l), scale: l.scale }).collect(),
             model: info.name.clone(),
             family: info.family.name(),
+            fallback_for: info.fallback_for.clone(),
             preset: preset.map(|preset| preset.name),
             version: env!("CARGO_PKG_VERSION"),
         }
@@ -126,13 +130,20 @@ impl Recipe {
     }
 }
 
-fn variation(request: &GenerationRequest) -> Vec<(&'static str, String)> {
-    match request.variation {
-        Some(Variation { seed, strength }) => {
-            vec![("Variation seed", seed.to_string()), ("Variation seed strength", strength.to_string())]
-        }
-        None => Vec::new(),
+fn extra(request: &GenerationRequest) -> Vec<(&'static str, String)> {
+    let mut extra = Vec::new();
+    if let Some(Variation { seed, strength }) = request.variation {
+        extra.push(("Variation seed", seed.to_string()));
+        extra.push(("Variation seed strength", strength.to_string()));
     }
+    extra.extend(request.true_cfg_scale.map(|scale| ("True CFG scale", scale.to_string())));
+    extra.extend(request.max_sequence_length.map(|length| ("Max sequence length", length.to_string())));
+    extra
+}
+
+/// FLUX takes a negative prompt only with guidance beside its own.
+fn uses_negative_prompt(request: &GenerationRequest, info: &ModelInfo) -> bool {
+    info.family != Family::Flux || request.true_cfg_scale.is_some_and(|scale| scale > 1.0)
 }
 
 /// The file's name without its extension: how clients and recipes name a LoRA.
@@ -170,7 +181,10 @@ mod tests {
             num_inference_steps: 20,
             guidance_scale: 5.0,
             scheduler: "Euler".into(),
-            inpainting_unet: false,
+            needs_mask: false,
+            edits_pictures: false,
+            memory: None,
+            fallback_for: None,
             random_weights: false,
             preset: None,
         };

@@ -48,6 +48,8 @@ fn hash_request(request: &GenerationRequest, hasher: &mut impl Hasher) {
         height,
         num_inference_steps,
         guidance_scale,
+        true_cfg_scale,
+        max_sequence_length,
         seed,
         variation,
         scheduler,
@@ -59,6 +61,7 @@ fn hash_request(request: &GenerationRequest, hasher: &mut impl Hasher) {
     } = request;
     (prompt, negative_prompt, width, height, num_inference_steps).hash(hasher);
     (guidance_scale.map(f64::to_bits), seed, scheduler, clip_skip).hash(hasher);
+    (true_cfg_scale.map(f64::to_bits), max_sequence_length).hash(hasher);
     variation.map(|v| (v.seed, v.strength.to_bits())).hash(hasher);
     (latent_resize, masked_content).hash(hasher);
     let micro = micro_conditioning;
@@ -164,13 +167,15 @@ mod tests {
         assert_eq!(key(&work(1)), key(&work(1)));
         assert_eq!(Key::of(&Work { seed_given: false, ..work(1) }), None);
         let picture = |value| RgbImage::from_pixel(2, 2, image::Rgb([value; 3]));
-        let changed: [fn(&mut GenerationRequest); 8] = [
+        let changed: [fn(&mut GenerationRequest); 10] = [
             |r| r.prompt.push('b'),
             |r| r.negative_prompt = Some(String::new()),
             |r| r.seed = 2,
             |r| r.width = Some(8),
             |r| r.height = Some(8),
             |r| r.guidance_scale = Some(2.0),
+            |r| r.true_cfg_scale = Some(2.0),
+            |r| r.max_sequence_length = Some(256),
             |r| r.scheduler = Some("Euler".into()),
             |r| r.clip_skip = 1,
         ];
@@ -204,7 +209,10 @@ mod tests {
             guidance_scale: 1.0,
             scheduler: "Euler".into(),
             device: "cpu".into(),
-            inpainting_unet: false,
+            needs_mask: false,
+            edits_pictures: false,
+            memory: None,
+            fallback_for: None,
             random_weights: true,
             preset: None,
         };

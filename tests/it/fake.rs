@@ -166,7 +166,10 @@ impl Backend for Fake {
             guidance_scale: self.preset.map_or(self.script.guidance_scale, |p| p.guidance_scale),
             scheduler: self.preset.and_then(|p| p.scheduler).unwrap_or("EulerDiscreteScheduler").into(),
             device: "cpu".into(),
-            inpainting_unet: false,
+            needs_mask: false,
+            edits_pictures: false,
+            memory: None,
+            fallback_for: None,
             random_weights: true,
             preset: self.preset,
         }

@@ -16,7 +16,7 @@ use super::safetensors_file::SafetensorsFile;
 use super::stored::{Matrix, StoredType};
 use super::synthetic;
 use super::view::Views;
-use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear, Padding};
+use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear, LowRank, Padding};
 use crate::{Error, Result};
 
 /// A layer whose weight can be replaced.
@@ -43,6 +43,8 @@ struct Component {
     dtype: Option<DType>,
     device: Device,
     layers: Mutex<BTreeMap<String, (Layer, Vec<usize>)>>,
+    /// Layers whose weight is read when it is needed, and whether it was replaced, so that it must stay.
+    streamed: Mutex<BTreeMap<String, bool>>,
     used: Mutex<BTreeSet<String>>,
 }
 
@@ -51,6 +53,8 @@ struct Component {
 pub struct Weights {
     component: Arc<Component>,
     prefix: String,
+    /// Whether linear layers are made without their weights.
+    streams: bool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -73,9 +77,10 @@ impl Weights {
             dtype,
             device: device.clone(),
             layers: Mutex::default(),
+            streamed: Mutex::default(),
             used: Mutex::default(),
         };
-        Self { component: Arc::new(component), prefix: String::new() }
+        Self { component: Arc::new(component), prefix: String::new(), streams: false }
     }
 
     /// The tensors of one or several files under the names they have there. `dtype`: what matrices and filters are
@@ -111,7 +116,13 @@ impl Weights {
 
     /// The same weights under `prefix.segment`.
     pub fn pp(&self, segment: impl std::fmt::Display) -> Self {
-        Self { component: self.component.clone(), prefix: self.path(&segment.to_string()) }
+        Self { prefix: self.path(&segment.to_string()), ..self.clone() }
+    }
+
+    /// The same weights; linear layers made from them are checked and remembered, but their matrices are not read
+    /// before [`Self::load`].
+    pub fn streamed(&self) -> Self {
+        Self { streams: true, ..self.clone() }
     }
 
     fn path(&self, name: &str) -> String {
@@ -243,11 +254,16 @@ impl Weights {
             Some(s) if s.len() == 4 && s[2..] == [1, 1] => vec![out_features, in_features, 1, 1],
             _ => vec![out_features, in_features],
         };
-        let weight = here.held_matrix(&here.path("weight"), &shape, (out_features, in_features))?;
         let bias = if bias { Some(here.tensor("bias", &[out_features])?) } else { None };
-        let linear = Arc::new(match &weight {
-            Matrix::Tensor(weight) => Linear::new(weight, bias.as_ref())?,
-            Matrix::Encoded(weight) => Linear::encoded(weight, bias.as_ref(), self.device())?,
+        let linear = Arc::new(if self.streams {
+            here.check(&here.path("weight"), &shape)?;
+            lock(&self.component.streamed).insert(here.prefix.clone(), false);
+            Linear::without_weight(in_features, out_features, bias.as_ref())?
+        } else {
+            match here.held_matrix(&here.path("weight"), &shape, (out_features, in_features))? {
+                Matrix::Tensor(weight) => Linear::new(&weight, bias.as_ref())?,
+                Matrix::Encoded(weight) => Linear::encoded(&weight, bias.as_ref(), self.device())?,
+            }
         });
         self.remember(name, Layer::Linear(linear.clone()), shape);
         Ok(linear)
@@ -327,7 +343,7 @@ impl Weights {
     }
 
     /// Replaces a layer's weight; `weight` has the stored shape and is cast to the type weights are held in, which is
-    /// bf16 where the present one is in a format.
+    /// bf16 where the present one is in a format. A streamed layer keeps it in memory until [`Self::restore`].
     pub fn replace(&self, layer: &str, weight: &Tensor) -> Result<()> {
         let (target, shape) = self.layer(layer)?;
         let weight = weight.reshape(shape)?.to_dtype(self.held_type(layer))?;
@@ -335,11 +351,14 @@ impl Weights {
             Layer::Linear(l) => l.replace_weight(&weight.reshape((l.out_features(), l.in_features()))?)?,
             Layer::Conv2d(c) => c.replace_weight(&weight)?,
         }
+        if let Some(kept) = lock(&self.component.streamed).get_mut(layer) {
+            *kept = true;
+        }
         Ok(())
     }
 
-    /// Puts the base weight of a layer back, bit for bit and in its format.
-    pub fn restore(&self, layer: &str) -> Result<()> {
+    /// Reads the base weight of a layer into it, in the type or format it is held in.
+    fn put_base(&self, layer: &str) -> Result<()> {
         let (target, shape) = self.layer(layer)?;
         let key = format!("{layer}.weight");
         match target {
@@ -350,6 +369,108 @@ impl Weights {
             Layer::Conv2d(c) => c.replace_weight(&self.held(&key, &shape)?)?,
         }
         Ok(())
+    }
+
+    /// Puts the base weight of a layer back, bit for bit and in its format.
+    pub fn restore(&self, layer: &str) -> Result<()> {
+        if let Some(kept) = lock(&self.component.streamed).get_mut(layer) {
+            *kept = false;
+            if let (Layer::Linear(linear), _) = self.layer(layer)? {
+                linear.drop_weight();
+            }
+            return Ok(());
+        }
+        self.put_base(layer)
+    }
+
+    /// Whether a layer's weight is read when it is needed instead of staying in memory.
+    pub fn is_streamed(&self, layer: &str) -> bool {
+        lock(&self.component.streamed).contains_key(layer)
+    }
+
+    /// The names of the layers whose weight is streamed, under this prefix, sorted.
+    pub fn streamed_layers(&self) -> Vec<String> {
+        let below = |name: &String| {
+            let rest = name.strip_prefix(&self.prefix);
+            self.prefix.is_empty() || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        lock(&self.component.streamed).keys().filter(|name| below(name)).cloned().collect()
+    }
+
+    /// Reads the weight of a streamed layer; one that was replaced is there already.
+    pub fn load(&self, layer: &str) -> Result<()> {
+        if lock(&self.component.streamed).get(layer) != Some(&false) {
+            return Ok(());
+        }
+        self.put_base(layer)
+    }
+
+    /// Frees the weight of a streamed layer, unless it was replaced.
+    pub fn unload(&self, layer: &str) -> Result<()> {
+        if lock(&self.component.streamed).get(layer) == Some(&false)
+            && let (Layer::Linear(linear), _) = self.layer(layer)?
+        {
+            linear.drop_weight();
+        }
+        Ok(())
+    }
+
+    /// Bytes of a layer's weight in the type or format it is held in, and how many of them are in memory at present.
+    pub fn weight_bytes(&self, layer: &str) -> Result<(u64, u64)> {
+        let (target, shape) = self.layer(layer)?;
+        let (block_len, block_bytes) = match &self.component.source {
+            Source::Files(views) if self.is_encoded(layer) => {
+                views.stored_type(&format!("{layer}.weight")).map_or((1, 1), StoredType::block)
+            }
+            _ => (1, self.held_type(layer).size_in_bytes()),
+        };
+        let total = (shape.iter().product::<usize>() / block_len * block_bytes) as u64;
+        Ok(match target {
+            Layer::Linear(l) if l.weight_bytes() == 0 => (total, 0),
+            Layer::Linear(_) | Layer::Conv2d(_) => (total, total),
+        })
+    }
+
+    /// Whether a layer's weight is held in blocks with scales, so that adding to it would round what is added.
+    pub fn is_quantized(&self, layer: &str) -> bool {
+        let Source::Files(views) = &self.component.source else { return false };
+        let block = views.stored_type(&format!("{layer}.weight")).map_or(1, |stored| stored.block().0);
+        self.component.dtype.is_none() && block > 1
+    }
+
+    /// Whether a layer has a bias that can be replaced. A convolution's cannot.
+    pub fn has_bias(&self, layer: &str) -> bool {
+        matches!(self.layer(layer), Ok((Layer::Linear(l), _)) if l.has_bias())
+    }
+
+    /// The base bias of a linear layer in f32, `(out)`, read from the source again.
+    pub fn base_bias(&self, layer: &str) -> Result<Tensor> {
+        let linear = self.linear_layer(layer)?;
+        Ok(self.read(&format!("{layer}.bias"), &[linear.out_features()])?.to_dtype(DType::F32)?)
+    }
+
+    /// Replaces a linear layer's bias, `(out)`.
+    pub fn replace_bias(&self, layer: &str, bias: &Tensor) -> Result<()> {
+        Ok(self.linear_layer(layer)?.replace_bias(bias)?)
+    }
+
+    /// Puts the base bias of a linear layer back, bit for bit.
+    pub fn restore_bias(&self, layer: &str) -> Result<()> {
+        self.replace_bias(layer, &self.base_bias(layer)?)
+    }
+
+    /// Applies these differences beside a linear layer's weight, in place of those that are; none undoes it.
+    pub fn replace_low_rank(&self, layer: &str, low_rank: Vec<LowRank>) -> Result<()> {
+        Ok(self.linear_layer(layer)?.replace_low_rank(low_rank)?)
+    }
+
+    fn linear_layer(&self, name: &str) -> Result<Arc<Linear>> {
+        match self.layer(name)?.0 {
+            Layer::Linear(linear) => Ok(linear),
+            Layer::Conv2d(_) => {
+                Err(Error::invalid(format!("{}: {name} is no linear layer", self.component.name)))
+            }
+        }
     }
 
     fn layer(&self, name: &str) -> Result<(Layer, Vec<usize>)> {

@@ -5,6 +5,96 @@ pub mod flux;
 pub mod transformer;
 pub mod unet;
 
+use candle_core::Tensor;
+
 pub use config::UnetConfig;
 pub use flux::{FluxConditioning, FluxConfig, FluxContext, FluxTransformer};
 pub use unet::{AddedConditioning, Conditioning, UNet2DCondition, UnetContext};
+
+use crate::checkpoint::Weights;
+use crate::{Error, Result};
+
+/// The denoiser of a model.
+#[derive(Debug)]
+pub enum Denoiser {
+    /// Of Stable Diffusion and SDXL.
+    Unet(UNet2DCondition),
+    /// Of FLUX.
+    Flux(FluxTransformer),
+}
+
+/// What a denoiser needs of the prompt, computed once a picture.
+#[derive(Clone, Debug)]
+pub enum Context {
+    /// For a UNet.
+    Unet(UnetContext),
+    /// For FLUX.
+    Flux(FluxContext),
+}
+
+impl Denoiser {
+    /// The model output for `latents`, `(batch, height, width, channels)`, each sample at its own timestep.
+    ///
+    /// # Errors
+    /// Where shapes do not fit, or the context is another denoiser's.
+    pub fn forward(&self, latents: &Tensor, timesteps: &[f64], context: &Context) -> Result<Tensor> {
+        match (self, context) {
+            (Self::Unet(unet), Context::Unet(context)) => unet.forward(latents, timesteps, context),
+            (Self::Flux(flux), Context::Flux(context)) => flux.forward(latents, timesteps, context),
+            _ => Err(Error::invalid("the context was made for another denoiser")),
+        }
+    }
+
+    /// Its weights, into which LoRAs are merged.
+    pub fn weights(&self) -> &Weights {
+        match self {
+            Self::Unet(unet) => unet.weights(),
+            Self::Flux(flux) => flux.weights(),
+        }
+    }
+
+    /// Channels of what it is given: those of the latents, and for inpainting those of the mask and the masked
+    /// picture.
+    pub fn input_channels(&self) -> usize {
+        match self {
+            Self::Unet(unet) => unet.config().in_channels,
+            // Its tokens are 2x2 latents.
+            Self::Flux(flux) => flux.config().in_channels / 4,
+        }
+    }
+}
+
+impl Context {
+    /// Whether the samples of both can go through the denoiser in one batch.
+    pub fn joins(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Unet(a), Self::Unet(b)) => a.joins(b),
+            (Self::Flux(a), Self::Flux(b)) => a.joins(b),
+            _ => false,
+        }
+    }
+
+    /// All samples of several contexts, in their order.
+    ///
+    /// # Errors
+    /// Where they do not [join](Self::joins).
+    pub fn cat(contexts: &[&Self]) -> Result<Self> {
+        let unets: Vec<_> = contexts.iter().filter_map(|c| c.as_unet()).collect();
+        if unets.len() == contexts.len() {
+            return Ok(Self::Unet(UnetContext::cat(&unets)?));
+        }
+        let fluxes: Vec<_> = contexts.iter().filter_map(|c| c.as_flux()).collect();
+        if fluxes.len() == contexts.len() {
+            return Ok(Self::Flux(FluxContext::cat(&fluxes)?));
+        }
+        Err(Error::invalid("contexts of different denoisers cannot be joined"))
+    }
+
+    fn as_unet(&self) -> Option<&UnetContext> {
+        if let Self::Unet(context) = self { Some(context) } else { None }
+    }
+
+    fn as_flux(&self) -> Option<&FluxContext> {
+        if let Self::Flux(context) = self { Some(context) } else { None }
+    }
+}

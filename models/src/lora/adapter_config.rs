@@ -51,7 +51,7 @@ impl AdapterConfig {
         let Some(json) = header.get(KEY) else { return Ok(BTreeMap::new()) };
         let fields: Map<String, Value> = serde_json::from_str(json).map_err(|e| format!("{KEY}: {e}"))?;
         let mut configs = BTreeMap::new();
-        for target in [Target::Unet, Target::TextEncoder, Target::TextEncoder2] {
+        for target in [Target::Unet, Target::Transformer, Target::TextEncoder, Target::TextEncoder2] {
             let prefix = format!("{target}.");
             let own =
                 fields.iter().filter_map(|(k, v)| Some((k.strip_prefix(&prefix)?.to_owned(), v.clone())));

@@ -4,6 +4,7 @@
 //! it. Sources: LyCORIS `functional/{locon,loha,lokr}.py`, PEFT `tuners/{lora,loha,lokr}/layer.py`.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
 
@@ -95,6 +96,14 @@ fn flat_shape(file: &SafetensorsFile, key: &str) -> Result<(usize, usize)> {
     }
 }
 
+/// Some rows of a matrix.
+fn rows_of(matrix: &Tensor, rows: &Range<usize>) -> Result<Tensor> {
+    if *rows == (0..matrix.dim(0)?) {
+        return Ok(matrix.clone());
+    }
+    Ok(matrix.narrow(0, rows.start, rows.len())?.contiguous()?)
+}
+
 /// A tensor in f32, as `(first dimension, the others)`.
 fn flat(file: &SafetensorsFile, key: &str, device: &Device) -> Result<Tensor> {
     let shape = flat_shape(file, key)?;
@@ -132,10 +141,12 @@ impl Product {
         Ok((rows, columns.saturating_mul(kernel)))
     }
 
-    fn compute(&self, file: &SafetensorsFile, device: &Device) -> Result<Tensor> {
-        let (out, columns) = self.shape(file)?;
+    /// Some rows of the product.
+    fn compute(&self, file: &SafetensorsFile, device: &Device, rows: &Range<usize>) -> Result<Tensor> {
+        let (_, columns) = self.shape(file)?;
         let left = flat(file, &self.left, device)?;
         let left = if self.left_transposed { left.t()?.contiguous()? } else { left };
+        let (left, out) = (rows_of(&left, rows)?, rows.len());
         let right = flat(file, &self.right, device)?;
         let Some(core) = &self.core else { return Ok(left.matmul(&right)?) };
         // delta[o, i, k] = sum over a, b of left[o, a] core[a, b, k] right[b, i]
@@ -166,7 +177,7 @@ impl Side {
     fn compute(&self, file: &SafetensorsFile, device: &Device) -> Result<Tensor> {
         match self {
             Self::Whole(key) => flat(file, key, device),
-            Self::Product(product) => product.compute(file, device),
+            Self::Product(product) => product.compute(file, device, &(0..product.shape(file)?.0)),
         }
     }
 }
@@ -223,20 +234,63 @@ impl Factors {
         }
     }
 
-    /// The difference, `(out, in * kernel)` in f32, not scaled.
-    pub(super) fn compute(&self, file: &SafetensorsFile, device: &Device) -> Result<Tensor> {
-        match self {
-            Self::Product(product) => product.compute(file, device),
-            Self::Hadamard(a, b) => Ok((a.compute(file, device)? * b.compute(file, device)?)?),
+    /// These rows of the difference one after the other, `(rows, in * kernel)` in f32, not scaled.
+    pub(super) fn compute(
+        &self,
+        file: &SafetensorsFile,
+        device: &Device,
+        rows: &[Range<usize>],
+    ) -> Result<Tensor> {
+        join(rows, |rows| match self {
+            Self::Product(product) => product.compute(file, device, rows),
+            Self::Hadamard(a, b) => Ok((a.compute(file, device, rows)? * b.compute(file, device, rows)?)?),
             Self::Kronecker(a, b) => {
-                let (rows, columns) = self.shape(file)?;
                 let (a, b) = (a.compute(file, device)?, b.compute(file, device)?);
+                // Each row of `a` makes as many rows as `b` has; those of `a` that have a part in the rows asked for.
+                let height = b.dim(0)?.max(1);
+                let parts = rows.start / height..rows.end.div_ceil(height);
+                let a = rows_of(&a, &parts)?;
+                let (count, columns) = (a.dim(0)? * height, a.dim(1)? * b.dim(1)?);
                 // The kernel is innermost in b's columns, so the flat product is the filters' too.
                 let a = a.unsqueeze(1)?.unsqueeze(3)?;
                 let b = b.unsqueeze(0)?.unsqueeze(2)?;
-                Ok(a.broadcast_mul(&b)?.reshape((rows, columns))?)
+                let product = a.broadcast_mul(&b)?.reshape((count, columns))?;
+                let before = rows.start - parts.start * height;
+                rows_of(&product, &(before..before + rows.len()))
             }
-            Self::Whole(key) => flat(file, key, device),
-        }
+            Self::Whole(key) => rows_of(&flat(file, key, device)?, rows),
+        })
     }
+
+    /// Whether the difference is one product of two matrices.
+    pub(super) fn is_low_rank(&self) -> bool {
+        matches!(self, Self::Product(Product { core: None, .. }))
+    }
+
+    /// The factors of these rows of the difference, `(rank, in)` and `(rows, rank)`, as they are stored; `None` where
+    /// the difference is not one product of two matrices.
+    pub(super) fn low_rank(
+        &self,
+        file: &SafetensorsFile,
+        device: &Device,
+        rows: &[Range<usize>],
+    ) -> Result<Option<(Tensor, Tensor)>> {
+        let Self::Product(Product { left, right, core: None, .. }) = self else { return Ok(None) };
+        let matrix = |key| -> Result<Tensor> {
+            let tensor = file.tensor(key, device)?.reshape(flat_shape(file, key)?)?;
+            let is_float = matches!(tensor.dtype(), DType::F32 | DType::F16 | DType::BF16);
+            Ok(if is_float { tensor } else { tensor.to_dtype(DType::F32)? })
+        };
+        let (up, down) = (matrix(left)?, matrix(right)?);
+        Ok(Some((down, join(rows, |rows| rows_of(&up, rows))?)))
+    }
+}
+
+/// What each range gives, one after the other.
+pub(super) fn join(rows: &[Range<usize>], of: impl Fn(&Range<usize>) -> Result<Tensor>) -> Result<Tensor> {
+    if let [rows] = rows {
+        return of(rows);
+    }
+    let parts = rows.iter().map(of).collect::<Result<Vec<_>>>()?;
+    Ok(Tensor::cat(&parts, 0)?)
 }

@@ -24,6 +24,8 @@ pub(super) struct Module {
     /// Rows and columns of the difference.
     pub(super) shape: (usize, usize),
     pub(super) magnitude: Option<Magnitude>,
+    /// What is added to the layer's bias, scaled as the difference is.
+    pub(super) bias: Option<String>,
     /// `alpha / rank`.
     pub(super) scale: f64,
     /// All its keys, sorted.
@@ -137,9 +139,19 @@ fn module(
         Some(key) => Some(Magnitude::Lycoris(key)),
         None => parts.remove(&Part::MagnitudeVector).map(Magnitude::Peft),
     };
+    let bias = parts.remove(&Part::UpBias);
+    if let Some(key) = &bias
+        && file.entries().get(key).is_none_or(|e| e.shape != [shape.0])
+    {
+        let stored = file.entries().get(key).map(|e| &e.shape);
+        return Err(Error::file(
+            file.path(),
+            format!("{key} has shape {stored:?}, its layer {} outputs", shape.0),
+        ));
+    }
     let left: BTreeSet<String> = parts.values().cloned().collect();
     let keys = all.difference(&left).cloned().collect();
-    Ok(Some(Module { place, layer, factors, shape, magnitude, scale, keys }))
+    Ok(Some(Module { place, layer, factors, shape, magnitude, bias, scale, keys }))
 }
 
 /// A tensor of one element.
@@ -167,8 +179,10 @@ impl Configs {
     }
 
     fn scale(&self, place: Place, path: &str, rank: Option<usize>) -> f64 {
+        let of = |target| self.by_target.get(&target);
         let own = match place {
-            Place::In(target) => self.by_target.get(&target),
+            Place::Denoiser => of(Target::Unet).or(of(Target::Transformer)),
+            Place::In(target) => of(target),
             Place::SomeTextEncoder => None,
         };
         own.or(self.whole.as_ref()).map_or(1.0, |config| config.scale(path, rank))

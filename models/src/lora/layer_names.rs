@@ -1,17 +1,41 @@
 //! The layers of one component, found by any name that LoRA files have for them.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 
 use super::Target;
+use super::flux_names::flux_names;
 use super::key::LayerName;
 use super::ldm_names::ldm_names;
 use super::matching::LayerShapes;
 
+/// A layer, and which rows of a difference are its own, in the order of its outputs: all of them, or some where the
+/// difference is of a fused matrix.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Slice {
+    pub(super) layer: String,
+    /// The layer's stored weight's.
+    pub(super) shape: Vec<usize>,
+    pub(super) rows: Vec<Range<usize>>,
+}
+
+impl Slice {
+    /// A layer whose rows lie together, from `start` on.
+    pub(super) fn new(layer: &str, shape: &[usize], start: usize) -> Self {
+        let end = start.saturating_add(shape.first().copied().unwrap_or(0));
+        Self { layer: layer.to_owned(), shape: shape.to_owned(), rows: vec![start..end] }
+    }
+
+    /// How many rows it has.
+    pub(super) fn count(&self) -> usize {
+        self.rows.iter().map(ExactSizeIterator::len).sum()
+    }
+}
+
 /// The layers of a component by their names in files.
 pub(super) struct LayerNames<'a> {
-    shapes: &'a LayerShapes,
     /// Names with underscores -> layers.
-    by_name: HashMap<String, &'a str>,
+    by_name: HashMap<String, Vec<Slice>>,
     /// Layers in the order in which cloneofsimo/lora numbers them.
     numbered: Vec<&'a str>,
 }
@@ -20,30 +44,40 @@ impl<'a> LayerNames<'a> {
     /// `feed_forward_last`: in which order a transformer block of the UNet lists its layers, see [`numbered`].
     pub(super) fn new(target: Target, shapes: &'a LayerShapes, feed_forward_last: bool) -> Self {
         let mut by_name = HashMap::new();
-        if target == Target::Unet {
-            by_name.extend(
-                ldm_names(shapes.keys()).into_iter().map(|(layer, ldm)| (ldm.replace('.', "_"), layer)),
-            );
-        }
-        for layer in shapes.keys() {
-            by_name.insert(layer.replace('.', "_"), layer.as_str());
-            // transformers 5 leaves `text_model.` out; checkpoints and LoRAs may or may not have it.
-            if target != Target::Unet {
-                let short = layer.strip_prefix("text_model.").unwrap_or(layer).replace('.', "_");
-                by_name.insert(format!("text_model_{short}"), layer.as_str());
-                by_name.insert(short, layer.as_str());
+        let whole = |layer: &str| {
+            shapes.get(layer).map(|shape| vec![Slice::new(layer, shape, 0)]).unwrap_or_default()
+        };
+        match target {
+            Target::Unet => {
+                let names = ldm_names(shapes.keys()).into_iter();
+                by_name.extend(names.map(|(layer, ldm)| (ldm.replace('.', "_"), whole(layer))));
+            }
+            Target::Transformer => {
+                let names = flux_names(shapes).into_iter();
+                by_name.extend(names.map(|(name, slices)| (name.replace('.', "_"), slices)));
+            }
+            Target::TextEncoder | Target::TextEncoder2 => {
+                // transformers 5 leaves `text_model.` out; checkpoints and LoRAs may or may not have it.
+                for layer in shapes.keys() {
+                    let short = layer.strip_prefix("text_model.").unwrap_or(layer).replace('.', "_");
+                    by_name.insert(format!("text_model_{short}"), whole(layer));
+                    by_name.insert(short, whole(layer));
+                }
             }
         }
-        Self { shapes, by_name, numbered: numbered(target, shapes, feed_forward_last) }
+        by_name.extend(shapes.keys().map(|layer| (layer.replace('.', "_"), whole(layer))));
+        Self { by_name, numbered: numbered(target, shapes, feed_forward_last) }
     }
 
-    /// The layer of this name, with its stored weight's shape.
-    pub(super) fn find(&self, name: &LayerName) -> Option<(&'a str, &'a [usize])> {
-        let layer = match name {
-            LayerName::Named(name) => *self.by_name.get(name)?,
-            LayerName::Numbered(number) => *self.numbered.get(*number)?,
+    /// The layers of this name: several where it is of a fused matrix.
+    pub(super) fn find(&self, name: &LayerName) -> Option<&[Slice]> {
+        let slices = match name {
+            LayerName::Named(name) => self.by_name.get(name)?,
+            LayerName::Numbered(number) => {
+                self.by_name.get(&self.numbered.get(*number)?.replace('.', "_"))?
+            }
         };
-        Some((layer, self.shapes.get(layer)?))
+        Some(slices)
     }
 }
 

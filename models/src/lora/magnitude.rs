@@ -2,7 +2,8 @@
 
 use candle_core::{DType, Tensor};
 
-use super::factors::count;
+use super::factors::{count, join};
+use super::layer_names::Slice;
 use crate::checkpoint::safetensors_file::SafetensorsFile;
 use crate::{Error, Result};
 
@@ -43,39 +44,76 @@ impl Magnitude {
         }
     }
 
-    /// Checks the magnitude against a weight's shape.
-    pub(super) fn check(&self, file: &SafetensorsFile, weight: &[usize]) -> Result<()> {
-        self.shape(file, split(weight)).map(|_| ())
+    /// Checks the magnitude against its layer's shape, or that of the `outputs` of several fused ones.
+    pub(super) fn check(&self, file: &SafetensorsFile, outputs: usize, weight: &[usize]) -> Result<()> {
+        let (_, inputs, kernel) = split(weight);
+        self.shape(file, (outputs, inputs, kernel)).map(|_| ())
+    }
+
+    /// Whether it has one value for each input, so that each norm goes over all outputs.
+    pub(super) fn is_by_input(
+        &self,
+        file: &SafetensorsFile,
+        outputs: usize,
+        weight: &[usize],
+    ) -> Result<bool> {
+        let (_, inputs, kernel) = split(weight);
+        Ok(self.shape(file, (outputs, inputs, kernel))?.0 == 1 && outputs != 1)
     }
 
     /// `weight` (any shape) changed by `difference` (of the same shape, alpha applied) at this scale.
+    ///
+    /// `outputs`: how many outputs the magnitude is about; `slice`: which of them are the weight's. `squares`: for each
+    /// input the sum of squares over all outputs, `(1, in, 1)`, where some of the outputs are another layer's.
     pub(super) fn apply(
         &self,
         file: &SafetensorsFile,
         weight: &Tensor,
         difference: &Tensor,
         scale: f64,
+        (outputs, slice): (usize, &Slice),
+        squares: Option<&Tensor>,
     ) -> Result<Tensor> {
+        let rescale = |weight: &Tensor| self.rescale(file, weight, (outputs, slice), squares);
         Ok(match self {
-            Self::Peft(_) => self.rescale(file, &(weight + (difference * scale)?)?)?,
+            Self::Peft(_) => rescale(&(weight + (difference * scale)?)?)?,
             Self::Lycoris(_) => {
-                let whole = self.rescale(file, &(weight + difference)?)?;
+                let whole = rescale(&(weight + difference)?)?;
                 (weight + ((whole - weight)? * scale)?)?
             }
         })
     }
 
     /// `m W / |W|`.
-    fn rescale(&self, file: &SafetensorsFile, weight: &Tensor) -> Result<Tensor> {
+    fn rescale(
+        &self,
+        file: &SafetensorsFile,
+        weight: &Tensor,
+        (outputs, slice): (usize, &Slice),
+        squares: Option<&Tensor>,
+    ) -> Result<Tensor> {
         let shape = split(weight.dims());
         let magnitude = file.tensor(self.key(), weight.device())?.to_dtype(DType::F32)?;
-        let by_row = self.shape(file, shape)?;
-        let over: &[usize] = if by_row == (shape.0, 1, 1) { &[1, 2] } else { &[0, 2] };
-        let (magnitude, rows) = (magnitude.reshape(by_row)?, weight.reshape(shape)?);
+        let by = self.shape(file, (outputs, shape.1, shape.2))?;
+        let by_output = by == (outputs, 1, 1);
+        let mut magnitude = magnitude.reshape(by)?;
+        if by_output {
+            magnitude = join(&slice.rows, |rows| Ok(magnitude.narrow(0, rows.start, rows.len())?))?;
+        }
+        let rows = weight.reshape(shape)?;
+        let squares = match squares {
+            Some(squares) => squares.clone(),
+            None => rows.sqr()?.sum_keepdim(if by_output { &[1, 2][..] } else { &[0, 2] })?,
+        };
         // A row of zeros has no direction: the epsilon keeps it zero.
-        let norm = (rows.sqr()?.sum_keepdim(over)?.sqrt()? + f64::from(f32::EPSILON))?;
+        let norm = (squares.sqrt()? + f64::from(f32::EPSILON))?;
         Ok(rows.broadcast_mul(&(magnitude / norm)?)?.reshape(weight.dims())?)
     }
+}
+
+/// For each input the sum of squares over outputs and kernel, `(1, in, 1)`.
+pub(super) fn squares_by_input(weight: &Tensor) -> Result<Tensor> {
+    Ok(weight.reshape(split(weight.dims()))?.sqr()?.sum_keepdim(&[0, 2][..])?)
 }
 
 /// A weight's shape as `(out, in, kernel)`.

@@ -5,6 +5,9 @@
 //! layers of the model at hand say which module belongs where, and [`MergedLoras`] makes the weights
 //! "base + these LoRAs". The base is read from the checkpoint again each time, so undoing is exact.
 //!
+//! A layer that is quantised would lose a small difference in its steps: a LoRA is applied beside its weight, and what
+//! is of no low rank replaces the layer by one that is not quantised, which the report counts.
+//!
 //! - LoRA: `W + scale * alpha / rank * up down`, <https://arxiv.org/abs/2106.09685>; convolutions as in LoCon.
 //! - LoHa, LoKr: Hadamard and Kronecker products of small factors, <https://arxiv.org/abs/2309.14859>.
 //! - DoRA: the sum's direction with a learnt magnitude, <https://arxiv.org/abs/2402.09353>.
@@ -12,6 +15,7 @@
 mod adapter_config;
 mod factors;
 mod file;
+mod flux_names;
 mod key;
 mod layer_names;
 mod ldm_names;
@@ -30,11 +34,13 @@ pub use merge::MergedLoras;
 /// A component of a pipeline that LoRAs can change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Target {
-    /// The denoiser.
+    /// The denoiser of Stable Diffusion.
     Unet,
+    /// The denoiser of FLUX.
+    Transformer,
     /// CLIP-L, or the only text encoder.
     TextEncoder,
-    /// SDXL's OpenCLIP bigG.
+    /// SDXL's OpenCLIP bigG, FLUX's T5.
     TextEncoder2,
 }
 
@@ -42,6 +48,7 @@ impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Unet => "unet",
+            Self::Transformer => "transformer",
             Self::TextEncoder => "text_encoder",
             Self::TextEncoder2 => "text_encoder_2",
         })
@@ -51,7 +58,8 @@ impl fmt::Display for Target {
 /// Who wrote a file: how its keys name layers and factors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Format {
-    /// kohya-ss/sd-scripts and LyCORIS: `lora_unet_.._to_q.lora_down.weight`, layers in diffusers' or LDM's names.
+    /// kohya-ss/sd-scripts, LyCORIS and OneTrainer: `lora_unet_.._to_q.lora_down.weight`, layers in diffusers' or the
+    /// original code's names.
     Kohya,
     /// diffusers: `unet...to_q.lora_A.weight` or `unet...to_q.lora.down.weight`; also LDM's names with dots.
     Diffusers,
@@ -61,6 +69,12 @@ pub enum Format {
     Peft,
     /// cloneofsimo/lora: `unet:0:down`, layers by their number.
     Cloneofsimo,
+    /// FLUX's original names: `double_blocks.0.img_attn.qkv.lora_A.weight`. Black Forest Labs' control LoRAs are so.
+    Bfl,
+    /// ai-toolkit: FLUX's original names under `diffusion_model.`.
+    AiToolkit,
+    /// XLabs' x-flux: `double_blocks.0.processor.qkv_lora1.down.weight`.
+    Xlabs,
 }
 
 impl fmt::Display for Format {
@@ -71,6 +85,9 @@ impl fmt::Display for Format {
             Self::AttentionProcessors => "diffusers attention processors",
             Self::Peft => "PEFT",
             Self::Cloneofsimo => "cloneofsimo",
+            Self::Bfl => "BFL",
+            Self::AiToolkit => "ai-toolkit",
+            Self::Xlabs => "XLabs",
         })
     }
 }
@@ -111,4 +128,9 @@ pub struct LoraReport {
     pub unmatched: Vec<String>,
     /// Layers that the file changes.
     pub layers: usize,
+    /// Those of them that are quantised and keep their weight: the difference is applied beside it.
+    pub beside: usize,
+    /// Those of them that are quantised and are not while the file is merged, as its difference is of no low rank:
+    /// they take the room of 16-bit weights.
+    pub dequantized: usize,
 }

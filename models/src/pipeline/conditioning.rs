@@ -3,7 +3,7 @@
 use candle_core::{DType, Tensor};
 
 use super::{Family, GenerationRequest, MicroConditioning, Pipeline, Refiner};
-use crate::denoiser::{AddedConditioning, Conditioning, UnetContext};
+use crate::denoiser::{AddedConditioning, Conditioning, Context, Denoiser, UNet2DCondition};
 use crate::text::cache::PromptKey;
 use crate::text::encoder::encode;
 use crate::text::{Encoded, HiddenStates, Prompt, TextEncoder};
@@ -13,18 +13,34 @@ use crate::{Error, Result};
 const AESTHETIC_SCORES: (f32, f32) = (6.0, 2.5);
 
 impl Pipeline {
-    /// The UNet's context: the negative prompt's sample first where `guided`, then the prompt's.
+    /// The denoiser's context: the negative prompt's sample first where `guided`, then the prompt's. `size`: the
+    /// picture's `(height, width)`; `timesteps`: those of the run.
     pub(super) fn context(
         &self,
         request: &GenerationRequest,
         guidance_scale: f64,
         guided: bool,
         size: (usize, usize),
-    ) -> Result<UnetContext> {
+        timesteps: &[f64],
+    ) -> Result<Context> {
+        match &self.denoiser {
+            Denoiser::Unet(unet) => self.unet_context(unet, request, guidance_scale, guided, size),
+            Denoiser::Flux(flux) => self.flux_context(flux, request, guidance_scale, guided, timesteps),
+        }
+    }
+
+    fn unet_context(
+        &self,
+        unet: &UNet2DCondition,
+        request: &GenerationRequest,
+        guidance_scale: f64,
+        guided: bool,
+        size: (usize, usize),
+    ) -> Result<Context> {
         let encoders: Vec<&TextEncoder> = self.text_encoder.iter().chain(&self.text_encoder_2).collect();
         let Encoded { hidden, pooled } = self.encode(0, &encoders, request, guided)?;
         let added = match self.info.family {
-            Family::Sd15 | Family::Sd21 => None,
+            Family::Sd15 | Family::Sd21 | Family::Flux => None,
             Family::Sdxl => {
                 let ids = time_ids(&request.micro_conditioning, size);
                 Some(added(pooled, if guided { vec![ids.clone(), ids] } else { vec![ids] })?)
@@ -34,7 +50,7 @@ impl Pipeline {
             }
         };
         let guidance = Some(guidance_scale);
-        self.unet.context(&Conditioning { prompt_embeds: hidden, added, guidance })
+        Ok(Context::Unet(unet.context(&Conditioning { prompt_embeds: hidden, added, guidance })?))
     }
 
     /// The same for the refiner.
@@ -44,10 +60,14 @@ impl Pipeline {
         request: &GenerationRequest,
         guided: bool,
         size: (usize, usize),
-    ) -> Result<UnetContext> {
+    ) -> Result<Context> {
+        let Denoiser::Unet(unet) = &refiner.unet else {
+            return Err(Error::invalid("a refiner is a UNet"));
+        };
         let Encoded { hidden, pooled } = self.encode(1, &[&refiner.text_encoder_2], request, guided)?;
         let added = added(pooled, aesthetic_ids(&request.micro_conditioning, size, guided))?;
-        refiner.unet.context(&Conditioning { prompt_embeds: hidden, added: Some(added), guidance: None })
+        let conditioning = Conditioning { prompt_embeds: hidden, added: Some(added), guidance: None };
+        Ok(Context::Unet(unet.context(&conditioning)?))
     }
 
     /// Encodes the negative prompt (where `guided`) and the prompt with every encoder. `set` is 0 for the base model's
@@ -64,7 +84,7 @@ impl Pipeline {
         let negative = Prompt::new(request.negative_prompt.as_deref().unwrap_or(""));
         let prompts = if guided && !zeros { vec![negative, prompt] } else { vec![prompt] };
         let states = match self.info.family {
-            Family::Sd15 | Family::Sd21 => HiddenStates::Final,
+            Family::Sd15 | Family::Sd21 | Family::Flux => HiddenStates::Final,
             Family::Sdxl | Family::SdxlRefiner => HiddenStates::Penultimate,
         };
         let key = PromptKey {

@@ -3,7 +3,7 @@
 use candle_core::{D, Tensor};
 
 use super::Pipeline;
-use crate::denoiser::UnetContext;
+use crate::denoiser::Context;
 use crate::noise::TorchGenerator;
 use crate::sampler::Sampler;
 use crate::{Error, Result};
@@ -28,7 +28,7 @@ pub struct Denoising {
 #[derive(Debug)]
 pub(super) struct Stage {
     pub(super) sampler: Sampler,
-    pub(super) context: UnetContext,
+    pub(super) context: Context,
     /// `None` runs the denoiser once a step.
     pub(super) guidance_scale: Option<f64>,
     pub(super) refining: bool,
@@ -37,14 +37,14 @@ pub(super) struct Stage {
 /// What inpainting keeps.
 #[derive(Debug)]
 pub(super) enum Inpaint {
-    /// A 4-channel UNet: after each step the kept part is put back, noised as far as the schedule is.
+    /// An ordinary denoiser: after each step the kept part is put back, noised as far as the schedule is.
     Blend {
         /// `(1, h, w, 1)`, 1 is repainted.
         mask: Tensor,
         image_latents: Tensor,
         noise: Tensor,
     },
-    /// A 9-channel UNet sees mask and masked picture: `(1, h, w, 5)`.
+    /// A denoiser for inpainting sees mask and masked picture: `(1, h, w, 5)` for a UNet, `(1, h, w, 80)` for FLUX.
     Concatenate(Tensor),
 }
 
@@ -101,9 +101,9 @@ impl Pipeline {
     /// The model output of each for its next timestep, guided where it is to be. All of them join.
     fn predict(&self, batch: &[&mut Denoising]) -> Result<Vec<Tensor>> {
         let Some(first) = batch.first() else { return Ok(Vec::new()) };
-        let unet = match (&self.refiner, first.stage.refining) {
+        let denoiser = match (&self.refiner, first.stage.refining) {
             (Some(refiner), true) => &refiner.unet,
-            _ => &self.unet,
+            _ => &self.denoiser,
         };
         let (mut inputs, mut timesteps) = (Vec::new(), Vec::new());
         for denoising in batch {
@@ -115,10 +115,10 @@ impl Pipeline {
         }
         let inputs = if inputs.len() == 1 { inputs.remove(0) } else { Tensor::cat(&inputs, 0)? };
         let outputs = match batch.len() {
-            1 => unet.forward(&inputs, &timesteps, &first.stage.context)?,
+            1 => denoiser.forward(&inputs, &timesteps, &first.stage.context)?,
             _ => {
                 let contexts: Vec<_> = batch.iter().map(|d| &d.stage.context).collect();
-                unet.forward(&inputs, &timesteps, &UnetContext::cat(&contexts)?)?
+                denoiser.forward(&inputs, &timesteps, &Context::cat(&contexts)?)?
             }
         };
         let mut at = 0;

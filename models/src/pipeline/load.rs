@@ -6,9 +6,10 @@ use std::sync::OnceLock;
 use candle_core::{DType, Device};
 use serde::Deserialize;
 
+use super::load_flux::is_flux;
 use super::{Family, ModelInfo, Pipeline, Preset, Refiner};
 use crate::checkpoint::{ModelFolder, Weights, builtin};
-use crate::denoiser::{UNet2DCondition, UnetConfig};
+use crate::denoiser::{Denoiser, UNet2DCondition, UnetConfig};
 use crate::sampler::SamplerSettings;
 use crate::schedule::SchedulerConfig;
 use crate::text::TextEncoder;
@@ -41,7 +42,7 @@ pub enum Precision {
 }
 
 impl Precision {
-    fn dtype(self) -> Option<DType> {
+    pub(super) fn dtype(self) -> Option<DType> {
         match self {
             Self::Auto => None,
             Self::Fp32 => Some(DType::F32),
@@ -70,8 +71,12 @@ pub struct LoadOptions {
     pub precision: Precision,
     /// Which device to compute on.
     pub device: DeviceChoice,
-    /// A safetensors file whose UNet replaces the folder's.
+    /// A safetensors file whose UNet replaces the folder's, or a safetensors or GGUF file whose transformer does.
     pub unet: Option<PathBuf>,
+    /// A safetensors or GGUF file whose T5 replaces the folder's.
+    pub t5: Option<PathBuf>,
+    /// Bytes that FLUX may take; `None` is what is free.
+    pub memory_bytes: Option<u64>,
     /// A safetensors file, or a folder with a config beside it, whose VAE replaces the folder's.
     pub vae: Option<PathBuf>,
     /// A folder with SDXL's refiner, which does the last part of every schedule.
@@ -86,15 +91,15 @@ pub struct LoadOptions {
 
 /// `model_index.json`, as far as it matters here.
 #[derive(Debug, Deserialize)]
-struct ModelIndex {
-    _class_name: String,
+pub(super) struct ModelIndex {
+    pub(super) _class_name: String,
     #[serde(default = "yes")]
     force_zeros_for_empty_prompt: bool,
     #[serde(default)]
     requires_aesthetics_score: bool,
     /// Ours: the number of steps a model with no published habit looks best at.
-    default_num_inference_steps: Option<usize>,
-    default_guidance_scale: Option<f64>,
+    pub(super) default_num_inference_steps: Option<usize>,
+    pub(super) default_guidance_scale: Option<f64>,
 }
 
 fn yes() -> bool {
@@ -110,6 +115,9 @@ impl Pipeline {
         let device = device(options.device)?;
         let folder = source.folder()?;
         let index: ModelIndex = folder.json("model_index.json")?;
+        if is_flux(&index) {
+            return Self::load_flux(&folder, &index, options, device);
+        }
         let dtype = options.precision.dtype();
         let unet = unet(&folder, options.unet.as_deref(), dtype, &device)?;
         let family = family(&folder, &index, unet.config())?;
@@ -150,22 +158,21 @@ impl Pipeline {
             Some(preset) => info.with(preset),
             None => info,
         };
-        let info = ModelInfo {
-            device: if device.is_cpu() { "cpu".to_owned() } else { "cuda:0".to_owned() },
-            ..info
-        };
+        let info = ModelInfo { device: device_name(&device), ..info };
         Ok(Self {
             info,
             device,
             text_encoder,
             text_encoder_2,
-            unet,
+            t5: None,
+            denoiser: Denoiser::Unet(unet),
             vae,
             scheduler,
             force_zeros_for_empty_prompt: family != Family::Sd15
                 && family != Family::Sd21
                 && index.force_zeros_for_empty_prompt,
             vae_tiling: options.vae_tiling,
+            max_sequence_length: 0,
             loras: Default::default(),
             lora_preset: None,
             refiner,
@@ -183,6 +190,9 @@ impl Pipeline {
     pub fn describe(source: &ModelSource) -> Result<(ModelInfo, u64)> {
         let folder = source.folder()?;
         let index: ModelIndex = folder.json("model_index.json")?;
+        if is_flux(&index) {
+            return Ok((Self::describe_flux(&folder, &index)?, weight_bytes(&folder)));
+        }
         let unet: UnetConfig = folder.json("unet/config.json")?;
         let vae: AutoencoderKlConfig = folder.json("vae/config.json")?;
         let family = family(&folder, &index, &unet)?;
@@ -202,10 +212,13 @@ impl ModelSource {
 }
 
 /// Prompts whose encoding is kept. SDXL's take about 1 MB each.
-const PROMPTS_KEPT: usize = 64;
+pub(super) const PROMPTS_KEPT: usize = 64;
 
-fn weight_bytes(folder: &ModelFolder) -> u64 {
-    ["unet", "vae", "text_encoder", "text_encoder_2"].iter().map(|part| folder.weight_bytes(part)).sum()
+pub(super) fn weight_bytes(folder: &ModelFolder) -> u64 {
+    ["unet", "transformer", "vae", "text_encoder", "text_encoder_2"]
+        .iter()
+        .map(|part| folder.weight_bytes(part))
+        .sum()
 }
 
 /// What a model is, but for the device.
@@ -219,7 +232,7 @@ fn info(
 ) -> Result<ModelInfo> {
     let (steps, guidance) = match family {
         Family::Sd15 | Family::Sd21 => (50, 7.5),
-        Family::Sdxl | Family::SdxlRefiner => (50, 5.0),
+        Family::Sdxl | Family::SdxlRefiner | Family::Flux => (50, 5.0),
     };
     let info = ModelInfo {
         name: folder.name(),
@@ -230,7 +243,10 @@ fn info(
         guidance_scale: guidance,
         scheduler: SamplerSettings::from_config(scheduler)?.kind().class_name().to_owned(),
         device: String::new(),
-        inpainting_unet: unet.in_channels == 9,
+        needs_mask: unet.in_channels == 9,
+        edits_pictures: false,
+        memory: None,
+        fallback_for: None,
         random_weights: matches!(folder, ModelFolder::Embedded(_)) && !builtin::TRAINED,
         preset: None,
     };
@@ -257,7 +273,7 @@ fn preset(folder: &ModelFolder, scheduler: &SchedulerConfig) -> Option<Preset> {
 }
 
 /// The name of a file or folder; in the hub's cache, where folders are named after commits, also the repository's.
-fn last_names(path: &Path) -> String {
+pub(super) fn last_names(path: &Path) -> String {
     // Files in the hub's cache are links to blobs: the name of the link is the one that says something.
     let whole = match path.file_name() {
         Some(_) => path.to_owned(),
@@ -269,6 +285,11 @@ fn last_names(path: &Path) -> String {
         Some("snapshots") => names.next().unwrap_or_default(),
         _ => last,
     }
+}
+
+/// How listings call a device.
+pub(super) fn device_name(device: &Device) -> String {
+    if device.is_cpu() { "cpu".to_owned() } else { "cuda:0".to_owned() }
 }
 
 /// The one place that opens a device.
@@ -308,7 +329,7 @@ fn unet(
 }
 
 /// A VAE from a file, or from the folder of one component as `madebyollin/sdxl-vae-fp16-fix` is published.
-fn replaced_vae(
+pub(super) fn replaced_vae(
     path: &Path,
     model: &ModelFolder,
     dtype: Option<DType>,
@@ -335,21 +356,21 @@ fn family(folder: &ModelFolder, index: &ModelIndex, unet: &UnetConfig) -> Result
             folder.path("model_index.json"),
             format!(
                 "_class_name is {class} with addition_embed_type {:?}: StableDiffusionPipeline, \
-                 LatentConsistencyModelPipeline and StableDiffusionXLPipeline (text_time), their Img2Img and Inpaint \
-                 kinds included, are supported",
+                 LatentConsistencyModelPipeline, StableDiffusionXLPipeline (text_time) and FluxPipeline, their \
+                 Img2Img and Inpaint kinds included, FluxFillPipeline and FluxKontextPipeline are supported",
                 unet.addition_embed_type
             ),
         )),
     }
 }
 
-fn scheduler(folder: &ModelFolder, family: Family) -> Result<SchedulerConfig> {
+pub(super) fn scheduler(folder: &ModelFolder, family: Family) -> Result<SchedulerConfig> {
     let file = "scheduler/scheduler_config.json";
     let config =
         SchedulerConfig::from_json(&folder.read(file)?).map_err(|e| Error::file(folder.path(file), e))?;
     Ok(match family {
         Family::Sd15 | Family::Sd21 => config.corrected_for_stable_diffusion(),
-        Family::Sdxl | Family::SdxlRefiner => config,
+        Family::Sdxl | Family::SdxlRefiner | Family::Flux => config,
     })
 }
 
@@ -381,7 +402,7 @@ fn refiner(
     }
     Ok(Refiner {
         text_encoder_2: TextEncoder::load(&folder, "text_encoder_2", "tokenizer_2", dtype, device)?,
-        unet,
+        unet: Denoiser::Unet(unet),
         scheduler: scheduler(&folder, Family::SdxlRefiner)?,
         starts_at,
     })

@@ -6,8 +6,11 @@
 
 pub mod conditioning;
 pub mod denoising;
+mod flux;
 mod latent_resize;
 pub mod load;
+mod load_flux;
+pub mod memory;
 pub mod preset;
 mod preview;
 pub mod request;
@@ -23,11 +26,12 @@ use image::RgbImage;
 pub use denoising::Denoising;
 pub use latent_resize::Interpolation;
 pub use load::{DeviceChoice, LoadOptions, ModelSource, Precision};
+pub use memory::{MemoryPlan, Place};
 pub use preset::Preset;
 pub use request::{GenerationRequest, MaskedContent, MicroConditioning, Mode};
 pub use variation::Variation;
 
-use crate::denoiser::UNet2DCondition;
+use crate::denoiser::Denoiser;
 use crate::lora::{LoraFile, LoraReport, MergedLoras, Target};
 use crate::schedule::SchedulerConfig;
 use crate::text::TextEncoder;
@@ -46,6 +50,8 @@ pub enum Family {
     Sdxl,
     /// The second stage of SDXL alone: one text encoder and an aesthetic score.
     SdxlRefiner,
+    /// FLUX.1: a transformer, CLIP's pooled vector and T5.
+    Flux,
 }
 
 impl Family {
@@ -56,6 +62,7 @@ impl Family {
             Self::Sd21 => "sd21",
             Self::Sdxl => "sdxl",
             Self::SdxlRefiner => "sdxl-refiner",
+            Self::Flux => "flux",
         }
     }
 }
@@ -79,15 +86,32 @@ pub struct ModelInfo {
     pub scheduler: String,
     /// `cpu`, or `cuda:0` and the like.
     pub device: String,
-    /// The UNet takes a mask and a masked picture beside the latents (9 input channels).
-    pub inpainting_unet: bool,
+    /// The denoiser takes a mask and a masked picture beside the latents, and so makes no picture without them.
+    pub needs_mask: bool,
+    /// A picture is shown to the denoiser beside what it makes, and the prompt says what to change (Kontext).
+    pub edits_pictures: bool,
     /// The weights were never trained: pictures are noise.
     pub random_weights: bool,
     /// What it was found to be distilled to; the defaults above are of it.
     pub preset: Option<Preset>,
+    /// Which of its parts stay in memory, where that was decided by what is free.
+    pub memory: Option<MemoryPlan>,
+    /// The model that was asked for, where this one stands in for it.
+    pub fallback_for: Option<String>,
 }
 
 impl ModelInfo {
+    /// Guidance of a request that names none. FLUX dev follows an initial picture closely, and takes twice as much to
+    /// leave it: diffusers' default.
+    pub fn guidance_scale_for(&self, mode: &Mode) -> f64 {
+        let dev = self.preset == Some(Preset::FLUX_DEV) && !self.edits_pictures;
+        if dev && !matches!(mode, Mode::TextToImage) {
+            2.0 * self.guidance_scale
+        } else {
+            self.guidance_scale
+        }
+    }
+
     /// With the defaults of a preset.
     fn with(mut self, preset: Preset) -> Self {
         self.num_inference_steps = preset.num_inference_steps;
@@ -127,11 +151,14 @@ pub struct Pipeline {
     device: Device,
     text_encoder: Option<TextEncoder>,
     text_encoder_2: Option<TextEncoder>,
-    unet: UNet2DCondition,
+    t5: Option<flux::T5>,
+    denoiser: Denoiser,
     vae: AutoencoderKl,
     vae_tiling: bool,
     scheduler: SchedulerConfig,
     force_zeros_for_empty_prompt: bool,
+    /// Of T5, where a request says nothing.
+    max_sequence_length: usize,
     loras: MergedLoras,
     /// Of the LoRAs that are merged.
     lora_preset: Option<Preset>,
@@ -145,7 +172,7 @@ pub struct Pipeline {
 #[derive(Debug)]
 struct Refiner {
     text_encoder_2: TextEncoder,
-    unet: UNet2DCondition,
+    unet: Denoiser,
     scheduler: SchedulerConfig,
     /// The part of the schedule that the base model does.
     starts_at: f64,
@@ -171,9 +198,12 @@ impl Pipeline {
     pub fn set_loras(&mut self, choices: &[LoraChoice]) -> Result<Vec<LoraReport>> {
         let files = choices.iter().map(|c| LoraFile::open(&c.path)).collect::<Result<Vec<_>>>()?;
         let loras: Vec<_> = files.iter().zip(choices).map(|(file, choice)| (file, choice.scale)).collect();
-        let mut targets = vec![(Target::Unet, self.unet.weights())];
+        let mut targets = vec![(self.denoiser_target(), self.denoiser.weights())];
         targets.extend(self.text_encoder.iter().map(|t| (Target::TextEncoder, t.weights())));
         targets.extend(self.text_encoder_2.iter().map(|t| (Target::TextEncoder2, t.weights())));
+        if let Some(flux::T5::Resident(t5)) = &self.t5 {
+            targets.push((Target::TextEncoder2, t5.weights()));
+        }
         let in_text = |l: &MergedLoras| l.changes(Target::TextEncoder) || l.changes(Target::TextEncoder2);
         let before = in_text(&self.loras);
         let reports = self.loras.set(&targets, &loras);
@@ -183,6 +213,14 @@ impl Pipeline {
         let reports = reports?;
         self.lora_preset = choices.iter().rev().find_map(|c| c.preset);
         Ok(reports)
+    }
+
+    /// What LoRA files call the denoiser.
+    fn denoiser_target(&self) -> Target {
+        match self.denoiser {
+            Denoiser::Unet(_) => Target::Unet,
+            Denoiser::Flux(_) => Target::Transformer,
+        }
     }
 
     /// `(found, encoded)` of the prompts so far.

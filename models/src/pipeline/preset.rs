@@ -5,14 +5,15 @@
 //! [SDXL-Lightning](https://huggingface.co/ByteDance/SDXL-Lightning),
 //! [SDXL-Turbo](https://huggingface.co/stabilityai/sdxl-turbo),
 //! [Hyper-SD](https://huggingface.co/ByteDance/Hyper-SD),
-//! [FLUX.1](https://huggingface.co/black-forest-labs).
+//! [FLUX.1](https://huggingface.co/black-forest-labs),
+//! [FLUX.1-Turbo-Alpha](https://huggingface.co/alimama-creative/FLUX.1-Turbo-Alpha).
 
 use std::path::Path;
 
 /// What a distilled model asks for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Preset {
-    /// `lcm`, `lightning`, `turbo`, `hyper`, `schnell` or `dev`.
+    /// `lcm`, `lightning`, `turbo`, `hyper`, `schnell`, `dev`, `fill`, `kontext` or `krea`.
     pub name: &'static str,
     /// The sampler by name; `None` is the one of the model's own config.
     pub scheduler: Option<&'static str>,
@@ -40,6 +41,36 @@ impl Preset {
     /// A latent consistency model. It takes its guidance as an input; diffusers' default is 8.5.
     pub const LCM: Self = Self { guidance_scale: 8.5, ..Self::LCM_LORA };
 
+    /// FLUX.1 schnell, which takes no guidance.
+    pub const FLUX_SCHNELL: Self = Self {
+        name: "schnell",
+        scheduler: None,
+        num_inference_steps: 4,
+        max_inference_steps: 4,
+        guidance_scale: 0.0,
+        fixes_guidance: true,
+    };
+
+    /// FLUX.1 dev, which takes its guidance as an input.
+    pub const FLUX_DEV: Self = Self {
+        name: "dev",
+        scheduler: None,
+        num_inference_steps: 28,
+        max_inference_steps: usize::MAX,
+        guidance_scale: 3.5,
+        fixes_guidance: true,
+    };
+
+    /// FLUX.1 Fill.
+    pub const FLUX_FILL: Self =
+        Self { name: "fill", num_inference_steps: 50, guidance_scale: 30.0, ..Self::FLUX_DEV };
+
+    /// FLUX.1 Kontext.
+    pub const FLUX_KONTEXT: Self = Self { name: "kontext", guidance_scale: 2.5, ..Self::FLUX_DEV };
+
+    /// FLUX.1 Krea.
+    pub const FLUX_KREA: Self = Self { name: "krea", guidance_scale: 4.5, ..Self::FLUX_DEV };
+
     /// Whether it was distilled to few steps, so that samplers and steps meant for other models do not fit.
     pub fn is_distilled(&self) -> bool {
         self.max_inference_steps < usize::MAX
@@ -48,11 +79,16 @@ impl Preset {
     /// A model by the name of its folder or of the file that its denoiser came from.
     pub fn of_model(name: &str) -> Option<Self> {
         let words = Words::new(name);
-        if words.has("flux") && words.is("dev") {
-            return Some(Self::guided("dev", 28, 3.5));
+        if words.has("flux") {
+            // Fill, Kontext and Krea are dev's kin and have its name too.
+            let kin = [Self::FLUX_FILL, Self::FLUX_KONTEXT, Self::FLUX_KREA, Self::FLUX_DEV];
+            let kin = || kin.into_iter().find(|preset| words.is(preset.name));
+            if let Some(preset) = Self::distilled_flux(&words).or_else(kin) {
+                return Some(preset);
+            }
         }
         if words.has("schnell") {
-            return Some(Self::unguided("schnell", None, 4, 4));
+            return Some(Self::FLUX_SCHNELL);
         }
         // `has`, as merged models are called RealVisXL_Lightning or JuggernautXLLightning.
         Self::hyper(&words)
@@ -66,14 +102,27 @@ impl Preset {
     /// steps or a base model it is what it does.
     pub fn of_lora(path: &Path) -> Option<Self> {
         let names = path.components().rev().take(2).map(|c| c.as_os_str().to_string_lossy().into_owned());
-        names.into_iter().find_map(|name| {
-            let words = Words::new(&name);
+        let names: Vec<_> = names.collect();
+        // Neither sampler nor guidance of those for Stable Diffusion fits FLUX.
+        let is_flux = names.iter().any(|name| Words::new(name).has("flux"));
+        names.iter().find_map(|name| {
+            let words = Words::new(name);
+            if is_flux {
+                return Self::distilled_flux(&words);
+            }
             let turbo = || Self::unguided("turbo", Some("Euler a SGM Uniform"), 4, 4);
             Self::hyper(&words)
                 .or_else(|| words.distils("lightning").then(|| Self::lightning(&words)))
                 .or_else(|| words.distils("turbo").then(turbo))
                 .or_else(|| words.has("lcm").then_some(Self::LCM_LORA))
         })
+    }
+
+    /// `Hyper-FLUX.1-dev-8steps-lora` and `FLUX.1-Turbo-Alpha`: dev's guidance is an input of the network, and stays.
+    fn distilled_flux(words: &Words) -> Option<Self> {
+        let name = ["hyper", "turbo"].into_iter().find(|name| words.distils(name))?;
+        let steps = words.steps().unwrap_or(8);
+        Some(Self { max_inference_steps: steps, ..Self::guided(name, steps, 3.5) })
     }
 
     fn lightning(words: &Words) -> Self {
@@ -154,10 +203,11 @@ impl Words {
         })
     }
 
-    /// It is a part, and a number of steps is there too or a base model beside it.
+    /// It is a part, and a number of steps is there too or a base model beside it, or with the model's version between.
     fn distils(&self, word: &str) -> bool {
         let is_base = |part: &str| ["sd", "xl", "flux"].iter().any(|base| part.starts_with(base));
-        let parts: Vec<_> = self.parts().collect();
+        let is_version = |part: &&str| part.bytes().all(|b| b.is_ascii_digit());
+        let parts: Vec<_> = self.parts().filter(|part| !is_version(part)).collect();
         let beside = parts.windows(2).any(|pair| match pair {
             [first, second] => (*first == word && is_base(second)) || (*second == word && is_base(first)),
             _ => false,
@@ -190,6 +240,14 @@ mod tests {
             ("Hyper-SDXL-8steps-CFG-lora.safetensors", Some(("hyper", ddim, 8, 5.0))),
             ("Hyper-SDXL-1step-lora.safetensors", Some(("hyper", Some("TCD"), 1, 0.0))),
             ("sdxl-turbo-lora.safetensors", Some(("turbo", Some("Euler a SGM Uniform"), 4, 0.0))),
+            ("Hyper-FLUX.1-dev-8steps-lora.safetensors", Some(("hyper", None, 8, 3.5))),
+            ("Hyper-FLUX.1-dev-16steps-lora.safetensors", Some(("hyper", None, 16, 3.5))),
+            ("flux/Hyper-16steps.safetensors", Some(("hyper", None, 16, 3.5))),
+            ("FLUX.1-Turbo-Alpha/diffusion_pytorch_model.safetensors", Some(("turbo", None, 8, 3.5))),
+            ("FLUX.1-Turbo-Alpha.safetensors", Some(("turbo", None, 8, 3.5))),
+            ("flux_turbo_alpha_4steps.safetensors", Some(("turbo", None, 4, 3.5))),
+            ("flux/turbo-engine.safetensors", None),
+            ("flux-dev-lightning-storm.safetensors", None),
             ("/lcm/models/loras/pixel-art.safetensors", None),
             ("lightning-storm-xl.safetensors", None),
             ("hyperrealism-sdxl.safetensors", None),
@@ -199,6 +257,15 @@ mod tests {
         ] {
             assert_eq!(of(Preset::of_lora(Path::new(path))), expected, "{path}");
         }
+    }
+
+    #[test]
+    fn distilled_flux_keeps_its_guidance_and_caps_its_steps() {
+        let hyper = Preset::of_lora(Path::new("Hyper-FLUX.1-dev-8steps-lora.safetensors")).unwrap();
+        assert!(hyper.is_distilled() && !hyper.fixes_guidance);
+        assert_eq!(hyper.max_inference_steps, 8);
+        let hyper = Preset::of_lora(Path::new("Hyper-SDXL-8steps-lora.safetensors")).unwrap();
+        assert!(hyper.fixes_guidance, "that of Stable Diffusion has none");
     }
 
     #[test]
@@ -215,6 +282,12 @@ mod tests {
             ("Hyper-SDXL-1step-Unet", Some(("hyper", Some("TCD"), 1, 0.0))),
             ("FLUX.1-schnell", Some(("schnell", None, 4, 0.0))),
             ("FLUX.1-dev", Some(("dev", None, 28, 3.5))),
+            ("FLUX.1-Fill-dev", Some(("fill", None, 50, 30.0))),
+            ("FLUX.1-Kontext-dev", Some(("kontext", None, 28, 2.5))),
+            ("FLUX.1-Krea-dev", Some(("krea", None, 28, 4.5))),
+            ("Hyper-FLUX.1-dev-8steps", Some(("hyper", None, 8, 3.5))),
+            ("flux1-dev-Q4_K_S.gguf", Some(("dev", None, 28, 3.5))),
+            ("flux1-schnell", Some(("schnell", None, 4, 0.0))),
             ("stable-diffusion-xl-base-1.0", None),
             ("stable-diffusion-v1-5", None),
             ("dev", None),

@@ -17,8 +17,12 @@ pub struct GenerationRequest {
     pub height: Option<usize>,
     /// Denoising steps: 1 to 1000.
     pub num_inference_steps: Option<usize>,
-    /// Classifier-free guidance; 1 and below runs the denoiser once a step.
+    /// Classifier-free guidance; 1 and below runs the denoiser once a step. FLUX dev takes it as an input instead.
     pub guidance_scale: Option<f64>,
+    /// Classifier-free guidance of FLUX, which with a negative prompt and above 1 runs the denoiser twice a step.
+    pub true_cfg_scale: Option<f64>,
+    /// Tokens of T5 that a prompt of FLUX has, 1 to 512: longer ones are cut.
+    pub max_sequence_length: Option<usize>,
     /// Where the noise starts; equal seeds give equal pictures.
     pub seed: u64,
     /// Another seed's noise mixed into it.
@@ -48,6 +52,8 @@ impl GenerationRequest {
             height: None,
             num_inference_steps: None,
             guidance_scale: None,
+            true_cfg_scale: None,
+            max_sequence_length: None,
             seed,
             variation: None,
             scheduler: None,
@@ -81,6 +87,16 @@ pub enum Mode {
         /// 0 to 1: the part of the schedule it goes through.
         strength: f64,
     },
+}
+
+impl Mode {
+    /// Changes how much of the initial picture is kept, where there is one.
+    pub fn set_strength(&mut self, value: f64) {
+        match self {
+            Self::TextToImage => {}
+            Self::ImageToImage { strength, .. } | Self::Inpaint { strength, .. } => *strength = value,
+        }
+    }
 }
 
 /// What inpainting starts from where the mask is white, before the schedule's noise is added.

@@ -4,10 +4,12 @@ use candle_core::{D, Tensor};
 use image::{GrayImage, RgbImage};
 
 use super::denoising::{Inpaint, Stage};
+use super::flux::mask_channels;
 use super::variation::slerp;
-use super::{Denoising, GenerationRequest, MaskedContent, Mode, Pipeline, Variation, latent_resize};
+use super::{Denoising, Family, GenerationRequest, MaskedContent, Mode, Pipeline, Variation, latent_resize};
+use crate::denoiser::Denoiser;
 use crate::noise::TorchGenerator;
-use crate::sampler::{Sampler, SamplerSettings};
+use crate::sampler::{FlowMatch, Sampler, SamplerSettings};
 use crate::schedule::SchedulerConfig;
 use crate::vae::picture;
 use crate::{Error, Result};
@@ -34,35 +36,71 @@ impl Pipeline {
             }
         }
         let steps = request.num_inference_steps.unwrap_or(info.num_inference_steps);
-        let guidance_scale = request.guidance_scale.unwrap_or(info.guidance_scale);
+        let guidance_scale = request.guidance_scale.unwrap_or_else(|| info.guidance_scale_for(&request.mode));
         if !guidance_scale.is_finite() || !(0.0..=100.0).contains(&guidance_scale) {
             return Err(Error::invalid(format!("guidance_scale is {guidance_scale}: 0 to 100 is allowed")));
         }
-        let guided = guidance_scale > 1.0 && self.unet.config().time_cond_proj_dim.is_none();
+        let cfg_scale = self.cfg_scale(request, guidance_scale)?;
+        let guided = cfg_scale.is_some();
         let rounded = |side: usize| side.next_multiple_of(info.multiple_px);
         let (rows, columns) = (rounded(height), rounded(width));
 
         let name = request.scheduler.as_deref().or(info.preset.and_then(|preset| preset.scheduler));
-        let mut sampler = sampler(name, &self.scheduler, steps)?;
+        let mut sampler = match self.info.family {
+            Family::Flux => {
+                // Its tokens are 2x2 latents.
+                let tokens = (rows / info.multiple_px) * (columns / info.multiple_px);
+                let flow = name.map_or_else(
+                    || FlowMatch::from_config(&self.scheduler),
+                    |name| FlowMatch::named(name, &self.scheduler),
+                )?;
+                flow.sampler(steps, tokens)?
+            }
+            _ => sampler(name, &self.scheduler, steps)?,
+        };
         if let Mode::ImageToImage { strength, .. } | Mode::Inpaint { strength, .. } = request.mode {
             start_at_strength(&mut sampler, strength)?;
         }
         let refiner = self.start_refiner(request, &mut sampler, steps, guidance_scale, (rows, columns))?;
-        let context = self.context(request, guidance_scale, guided, (rows, columns))?;
+        let timesteps = &sampler.timesteps()[sampler.position()..sampler.len()];
+        let context = self.context(request, guidance_scale, guided, (rows, columns), timesteps)?;
         let mut noise = TorchGenerator::new(request.seed);
         let (latents, inpaint) = self.first_latents(request, &sampler, &mut noise, rows, columns)?;
-        let guidance_scale = guided.then_some(guidance_scale);
         Ok(Denoising {
             width: width as u32,
             height: height as u32,
             latents,
             denoised: None,
             noise,
-            stage: Stage { sampler, context, guidance_scale, refining: false },
+            stage: Stage { sampler, context, guidance_scale: cfg_scale, refining: false },
             refiner,
             inpaint,
             done: 0,
         })
+    }
+
+    /// The scale of classifier-free guidance, where the denoiser is to run twice a step.
+    fn cfg_scale(&self, request: &GenerationRequest, guidance_scale: f64) -> Result<Option<f64>> {
+        match &self.denoiser {
+            Denoiser::Unet(_) if request.true_cfg_scale.is_some() => {
+                Err(Error::invalid("true_cfg_scale is for FLUX: this model's guidance is guidance_scale"))
+            }
+            Denoiser::Unet(_) if request.max_sequence_length.is_some() => {
+                Err(Error::invalid("max_sequence_length is for FLUX: this model reads prompts of any length"))
+            }
+            // A denoiser that was told of the guidance needs no second run.
+            Denoiser::Unet(unet) => {
+                let outside = unet.config().time_cond_proj_dim.is_none();
+                Ok((guidance_scale > 1.0 && outside).then_some(guidance_scale))
+            }
+            Denoiser::Flux(_) => {
+                let scale = request.true_cfg_scale.unwrap_or(1.0);
+                if !(0.0..=100.0).contains(&scale) {
+                    return Err(Error::invalid(format!("true_cfg_scale is {scale}: 0 to 100 is allowed")));
+                }
+                Ok((scale > 1.0 && request.negative_prompt.is_some()).then_some(scale))
+            }
+        }
     }
 
     /// Cuts the base's schedule where the refiner takes over, and prepares the refiner's share.
@@ -102,15 +140,19 @@ impl Pipeline {
             slerp(&drawn, &other, strength)
         };
         let draw = |noise: &mut TorchGenerator| noise.latents(channels, height, width, &self.device);
-        let inpainting_unet = self.unet.config().in_channels == 2 * channels + 1;
+        let (needs_mask, edits) = (self.info.needs_mask, self.info.edits_pictures);
         match &request.mode {
-            Mode::TextToImage if inpainting_unet => {
+            Mode::TextToImage if needs_mask => {
                 Err(Error::invalid("this model is for inpainting: an image and a mask are needed"))
             }
-            Mode::ImageToImage { .. } if inpainting_unet => {
+            Mode::ImageToImage { .. } if needs_mask => {
                 Err(Error::invalid("this model is for inpainting: a mask is needed beside the image"))
             }
             Mode::TextToImage => Ok(((first_noise(noise)? * sampler.init_noise_sigma())?, None)),
+            // The picture is seen beside the latents; they need not come from it too.
+            Mode::ImageToImage { strength, .. } if edits && *strength >= 1.0 => {
+                Ok((first_noise(noise)?, None))
+            }
             Mode::ImageToImage { image, .. } => {
                 let latents = match request.latent_resize {
                     None => self.encode_picture(&self.pixels(image, rows, columns)?, &draw(noise)?)?,
@@ -125,7 +167,9 @@ impl Pipeline {
                 let pixels = self.pixels(image, rows, columns)?;
                 let mask = self.mask(mask, rows, columns)?;
                 let from_noise = *strength >= 1.0;
-                let image_latents = if !inpainting_unet || !from_noise {
+                // diffusers encodes, and so draws, for FLUX in any case.
+                let flux = self.info.family == Family::Flux;
+                let image_latents = if flux || !needs_mask || !from_noise {
                     Some(self.encode_picture(&pixels, &draw(noise)?)?)
                 } else {
                     None
@@ -142,13 +186,17 @@ impl Pipeline {
                 // diffusers encodes the masked picture in both kinds, and so draws in both.
                 let third = draw(noise)?;
                 let inpaint = match image_latents {
-                    Some(image_latents) if !inpainting_unet => {
+                    Some(image_latents) if !needs_mask => {
                         Inpaint::Blend { mask: small_mask, image_latents, noise: first }
                     }
                     _ => {
                         let masked = picture::masked_image(&pixels, &mask)?;
                         let masked = self.encode_picture(&masked, &third)?;
-                        Inpaint::Concatenate(Tensor::cat(&[&small_mask, &masked], D::Minus1)?)
+                        let extra = match flux {
+                            true => [masked, mask_channels(&mask, scale)?],
+                            false => [small_mask, masked],
+                        };
+                        Inpaint::Concatenate(Tensor::cat(&extra, D::Minus1)?)
                     }
                 };
                 Ok((latents, Some(inpaint)))

@@ -117,6 +117,24 @@ impl TextEncoder {
         encode(&[self], prompts, hidden_states)
     }
 
+    /// The pooled vectors of texts as they are, brackets included, cut where the encoder's positions end:
+    /// `(texts, hidden_size)`.
+    ///
+    /// # Errors
+    /// Where a text cannot be tokenized.
+    pub fn pooled(&self, texts: &[&str]) -> Result<Tensor> {
+        let length = self.model.config().max_position_embeddings;
+        let ids = |text: &&str| -> Result<Vec<u32>> {
+            let tokens = self.tokenizer.encode(text)?.into_iter().flatten().take(length.saturating_sub(2));
+            let mut ids = vec![self.tokenizer.bos_token_id()];
+            ids.extend(tokens);
+            ids.push(self.tokenizer.eos_token_id());
+            ids.resize(length, self.tokenizer.pad_token_id());
+            Ok(ids)
+        };
+        Ok(self.model.forward(&texts.iter().map(ids).collect::<Result<Vec<_>>>()?)?.pooled)
+    }
+
     fn chunks(&self, text: &str) -> Result<Vec<Chunk>> {
         chunks(text, &self.tokenizer, self.model.config().max_position_embeddings)
     }

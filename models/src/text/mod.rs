@@ -4,6 +4,7 @@ pub mod cache;
 pub mod clip;
 pub mod encoder;
 pub mod prompt;
+pub mod t5;
 pub mod textual_inversion;
 pub mod tokenizer;
 mod vocabulary;

@@ -10,6 +10,7 @@ mod common;
 #[cfg(feature = "demo")]
 mod demo;
 mod flow_match;
+mod flux_lora;
 mod lora;
 mod noise;
 mod pipeline;

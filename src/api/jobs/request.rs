@@ -41,6 +41,10 @@ body! {
         steps: Option<u64> = optional(whole(1, MAX_STEPS)),
         /// How closely the prompt is followed; 1 turns guidance off. The model's where it is not said.
         guidance_scale: Option<f64> = optional(number(0.0, MAX_GUIDANCE_SCALE)),
+        /// Guidance of FLUX beside its own, which takes a negative prompt; above 1, each step takes twice as long.
+        true_cfg_scale: Option<f64> = optional(number(0.0, MAX_GUIDANCE_SCALE)),
+        /// Tokens of the prompt that FLUX reads; 512 where it is not said, with schnell 256.
+        max_sequence_length: Option<u64> = optional(whole(1, 512)),
         /// Where the noise starts; drawn where it is not said.
         seed: Option<u64> = optional(whole(0, u64::MAX)),
         /// Scheduler by its diffusers or web UI name, for example "DPM++ 2M Karras".
@@ -55,7 +59,7 @@ body! {
         image: Option<String> = optional(picture()),
         /// Which part of `image` to repaint: white is repainted, black and transparent is kept.
         mask: Option<String> = optional(picture()),
-        /// How much of `image` to change; 0.6 where it is not said.
+        /// How much of `image` to change; 0.6 where it is not said, and 1 with Kontext, which sees `image` beside.
         strength: Option<f64> = optional(number(0.0, 1.0)),
     }
 }
@@ -87,6 +91,9 @@ impl JobRequest {
             clip_skip: self.clip_skip.unwrap_or(0) as usize,
             loras,
             model: self.model,
+            default_strength: self.strength.is_none(),
+            true_cfg_scale: self.true_cfg_scale,
+            max_sequence_length: self.max_sequence_length.map(|n| n as usize),
             modes: vec![mode(self.image, self.mask, self.strength.unwrap_or(DEFAULT_STRENGTH)).await?],
             ..Parameters::new(self.prompt)
         })

@@ -85,6 +85,7 @@ async fn reply(made: Vec<Picture>, model: &ModelInfo, started: Instant) -> Resul
         "seeds": seeds,
         "seed": seeds.first(),
         "model": model.name,
+        "fallback_for": model.fallback_for,
         "provider": "aquatint",
         "processingTime": started.elapsed().as_millis() as u64,
         "parameters": recipe,

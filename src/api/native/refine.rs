@@ -39,7 +39,7 @@ pub async fn refine(State(app): State<App>, request: Request) -> Result<Json<Val
 struct Form {
     parameters: Parameters,
     images: Vec<String>,
-    strength: f64,
+    strength: Option<f64>,
 }
 
 impl Form {
@@ -60,13 +60,14 @@ impl Form {
         Ok(Self {
             parameters: parameters(prompt, body, app)?,
             images: images.into_iter().map(str::to_owned).collect(),
-            strength: strength(body)?.unwrap_or(DEFAULT_STRENGTH),
+            strength: strength(body)?,
         })
     }
 
     /// The pictures decoded, and what is made of them.
     async fn parameters(self, app: &App) -> Result<Parameters, ApiError> {
-        let (images, strength) = (self.images, self.strength);
+        let (images, default_strength) = (self.images, self.strength.is_none());
+        let strength = self.strength.unwrap_or(DEFAULT_STRENGTH);
         let decoded = tokio::task::spawn_blocking(move || {
             images.iter().enumerate().map(|(i, text)| decode(i, text)).collect::<Result<Vec<_>, _>>()
         });
@@ -75,6 +76,7 @@ impl Form {
             // One refined picture for each picture, of its size.
             RefineMode::Img2Img => Parameters {
                 num_images: 1,
+                default_strength,
                 modes: images.into_iter().map(|image| Mode::ImageToImage { image, strength }).collect(),
                 ..self.parameters
             },

@@ -170,6 +170,7 @@ impl Form {
                 None => Mode::ImageToImage { image, strength: strength.unwrap_or(DEFAULT_STRENGTH) },
             }
         };
+        self.parameters.default_strength = strength.is_none();
         self.parameters.modes = pictures.iter().map(mode).collect();
         Ok(self)
     }

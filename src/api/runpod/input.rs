@@ -78,6 +78,7 @@ async fn parameters(app: &App, input: &Value) -> Result<Parameters, Fault> {
         Some(text) if text.trim_start().starts_with("data:") => {
             let source = ("image_url".to_owned(), Source::Base64(text.to_owned()));
             let images = decode(vec![source]).await?;
+            parameters.default_strength = strength.is_none();
             let strength = strength.unwrap_or(DEFAULT_STRENGTH);
             let mode = |image| Mode::ImageToImage { image: on_white(image), strength };
             parameters.modes = images.iter().map(mode).collect();

@@ -65,7 +65,7 @@ pub struct WeightReport {
     pub blocks: WeightBytes,
     /// What turns timestep, guidance and pooled prompt into the modulation vectors.
     pub modulation: WeightBytes,
-    /// Embedders, the last projection and the normalisations of queries and keys.
+    /// The embedders of latents and prompt, and the last projection.
     pub other: WeightBytes,
     /// The most that is read for a moment while a run or a context is computed: streamed layers or blocks.
     pub transient: u64,

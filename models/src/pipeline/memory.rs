@@ -1,0 +1,219 @@
+//! Which parts of FLUX stay in memory, decided before anything is loaded.
+//!
+//! FLUX.1 has 11.9 B parameters in its transformer and 4.7 B in T5: 24 and 9.5 GB in 16 bits. What does not fit is read
+//! from the checkpoint when it is needed, the least often needed first:
+//!
+//! 1. T5, once a prompt that is not known yet, layer by layer;
+//! 2. the modulation's layers, once a picture: all its steps' vectors come from one product;
+//! 3. the precision: 16-bit weights are held in 8 bits (Q8_0), where the precision was left open;
+//! 4. the blocks, once a step.
+//!
+//! Pictures beyond half a megapixel are decoded in tiles where the VAE's features would not fit.
+
+use std::fmt;
+
+use crate::{Error, Result};
+
+/// Bytes of a model's weights as they are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WeightSizes {
+    /// Attention and feed-forward layers of the transformer's blocks.
+    pub blocks: u64,
+    /// The largest of the blocks.
+    pub largest_block: u64,
+    /// The modulation's layers.
+    pub modulation: u64,
+    /// The largest of them.
+    pub largest_modulation: u64,
+    /// What else the transformer has.
+    pub embedders: u64,
+    /// T5.
+    pub t5: u64,
+    /// The largest layer of T5, or its embedding table where that is read whole.
+    pub t5_largest: u64,
+    /// The other text encoder and the VAE.
+    pub rest: u64,
+    /// Whether blocks and modulation are stored in 16 bits or more, so that they can be held in 8.
+    pub can_shrink: bool,
+}
+
+/// Widths that decide what a picture takes beside the weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Widths {
+    /// Channels of the transformer's tokens.
+    pub hidden: u64,
+    /// Channels of T5's tokens within its feed-forward layers.
+    pub t5_inner: u64,
+    /// Channels of the VAE's features at full size.
+    pub vae: u64,
+    /// Bytes of an activation.
+    pub activation: u64,
+}
+
+/// A picture and its prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Pixels of the picture.
+    pub pixels: u64,
+    /// Image tokens, those of a reference picture included.
+    pub image_tokens: u64,
+    /// Text tokens.
+    pub text_tokens: u64,
+}
+
+/// Where a part of the model is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In memory.
+    Resident,
+    /// In the checkpoint, from which it is read piece by piece.
+    Streamed,
+}
+
+/// What was decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// T5.
+    pub t5: Place,
+    /// The modulation's layers.
+    pub modulation: Place,
+    /// The transformer's blocks.
+    pub blocks: Place,
+    /// Whether blocks, modulation and T5 are held in 8 bits.
+    pub eight_bits: bool,
+    /// Whether the VAE works in tiles.
+    pub vae_tiling: bool,
+    /// The most that is in memory at a time, in bytes.
+    pub peak_bytes: u64,
+}
+
+/// Pixels of a tile of the VAE.
+const TILE_PIXELS: u64 = 512 * 512;
+/// What the program and the allocator take beside tensors.
+const OVERHEAD_BYTES: u64 = 64 << 20;
+/// Blocks in memory at a time while they are streamed: the one at work and the one that is read.
+const STREAMED_BLOCKS: u64 = 2;
+/// Q8_0 holds 32 weights in 34 bytes.
+const Q8_0_OF_16_BITS: (u64, u64) = (17, 32);
+
+impl MemoryPlan {
+    /// The plan that keeps most in memory and fits into `room` bytes.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where none does; it says what the least would be.
+    pub fn new(sizes: &WeightSizes, widths: &Widths, extent: &Extent, room: u64) -> Result<Self> {
+        let mut least = u64::MAX;
+        for plan in Self::choices(sizes) {
+            let peak_bytes = plan.peak(sizes, widths, extent);
+            if peak_bytes <= room {
+                return Ok(Self { peak_bytes, ..plan });
+            }
+            least = least.min(peak_bytes);
+        }
+        Err(Error::invalid(format!(
+            "this model needs at least {} of memory, {} are free: take a quantised checkpoint (GGUF Q4_K), a smaller \
+             picture, or free memory",
+            gigabytes(least),
+            gigabytes(room)
+        )))
+    }
+
+    /// What is done to save memory, in a few words each.
+    pub fn savings(&self) -> Vec<&'static str> {
+        let all = [
+            (self.t5 == Place::Streamed, "text encoder streamed"),
+            (self.modulation == Place::Streamed, "modulation streamed"),
+            (self.blocks == Place::Streamed, "blocks streamed"),
+            (self.eight_bits, "weights in 8 bits"),
+            (self.vae_tiling, "VAE in tiles"),
+        ];
+        all.into_iter().filter(|(is, _)| *is).map(|(_, name)| name).collect()
+    }
+
+    /// All plans, the fastest first.
+    fn choices(sizes: &WeightSizes) -> impl Iterator<Item = Self> {
+        use Place::{Resident, Streamed};
+        let shrinks = if sizes.can_shrink { vec![false, true] } else { vec![false] };
+        let resident = shrinks.clone().into_iter().flat_map(|eight_bits| {
+            [(Resident, Resident), (Streamed, Resident), (Streamed, Streamed)]
+                .map(|(t5, modulation)| (t5, modulation, Resident, eight_bits))
+        });
+        // Reading 8-bit blocks would mean to quantise them at every step.
+        let streamed = [(Streamed, Streamed, Streamed, false)];
+        resident.chain(streamed).flat_map(|(t5, modulation, blocks, eight_bits)| {
+            [false, true].map(|vae_tiling| Self {
+                t5,
+                modulation,
+                blocks,
+                eight_bits,
+                vae_tiling,
+                peak_bytes: 0,
+            })
+        })
+    }
+
+    /// The most that is in memory at a time: while T5 runs, while the modulation is computed, in a step, or in the VAE.
+    fn peak(&self, sizes: &WeightSizes, widths: &Widths, extent: &Extent) -> u64 {
+        let held = |bytes: u64| {
+            let (numerator, denominator) = if self.eight_bits { Q8_0_OF_16_BITS } else { (1, 1) };
+            bytes / denominator * numerator
+        };
+        let when = |place: Place, bytes: u64| if place == Place::Resident { held(bytes) } else { 0 };
+        let weights = sizes.rest
+            + sizes.embedders
+            + when(self.t5, sizes.t5)
+            + when(self.modulation, sizes.modulation)
+            + when(self.blocks, sizes.blocks);
+        let t5 = match self.t5 {
+            Place::Resident => 0,
+            Place::Streamed => STREAMED_BLOCKS * sizes.t5_largest,
+        } + extent.text_tokens * 4 * widths.t5_inner * widths.activation;
+        let modulation = match self.modulation {
+            Place::Resident => 0,
+            Place::Streamed => STREAMED_BLOCKS * sizes.largest_modulation,
+        };
+        let step = match self.blocks {
+            Place::Resident => 0,
+            Place::Streamed => STREAMED_BLOCKS * sizes.largest_block,
+        } + step_bytes(widths, extent);
+        let decode =
+            vae_bytes(widths, if self.vae_tiling { extent.pixels.min(TILE_PIXELS) } else { extent.pixels })
+                + extent.pixels * 3 * 4;
+        OVERHEAD_BYTES + weights + t5.max(modulation).max(step).max(decode)
+    }
+}
+
+/// Activations of one step at their most, within a single block: tokens in the residual stream and normalised, queries,
+/// keys and values, the feed-forward layer's inside, and both halves side by side before the last product.
+fn step_bytes(widths: &Widths, extent: &Extent) -> u64 {
+    let tokens = extent.image_tokens + extent.text_tokens;
+    // In units of the width: 2 + 3 + 4 + 5, and the output.
+    tokens * 15 * widths.hidden * widths.activation
+}
+
+/// Features of the VAE's decoder at their most, in its last blocks: four tensors at full size, one of them twice as
+/// wide.
+fn vae_bytes(widths: &Widths, pixels: u64) -> u64 {
+    pixels * 5 * widths.vae * widths.activation
+}
+
+/// `12.3 GB`
+fn gigabytes(bytes: u64) -> String {
+    format!("{:.1} GB", bytes as f64 / 1e9)
+}
+
+impl fmt::Display for MemoryPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = |place| if place == Place::Resident { "resident" } else { "streamed" };
+        let precision = if self.eight_bits { ", held in 8 bits" } else { "" };
+        let tiles = if self.vae_tiling { ", VAE in tiles" } else { "" };
+        write!(
+            f,
+            "T5 {}, modulation {}, blocks {}{precision}{tiles}; at most {}",
+            place(self.t5),
+            place(self.modulation),
+            place(self.blocks),
+            gigabytes(self.peak_bytes)
+        )
+    }
+}
