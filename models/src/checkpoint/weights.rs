@@ -168,6 +168,11 @@ impl Weights {
         Ok(self.read(&self.path(name), shape)?.to_dtype(DType::F32)?)
     }
 
+    /// An embedding table in the type weights are held in.
+    pub fn table(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.held(&self.path(name), shape)
+    }
+
     /// A matrix or filter in the type weights are held in.
     fn held(&self, key: &str, shape: &[usize]) -> Result<Tensor> {
         let stored = self.read(key, shape)?;
