@@ -215,7 +215,12 @@ impl Weights {
         Ok(tensor.to_dtype(DType::F32)?)
     }
 
-    /// A filter in the type weights are held in.
+    /// An embedding table in the type weights are held in.
+    pub fn table(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.held(&self.path(name), shape)
+    }
+
+    /// A filter or table in the type weights are held in.
     fn held(&self, key: &str, shape: &[usize]) -> Result<Tensor> {
         let stored = self.read(key, shape)?;
         match self.component.dtype {
