@@ -7,8 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use aquatint_kernels::{EncodedWeight, Format};
 use candle_core::{DType, Device, Tensor};
 
 use super::file::CheckpointFile;
@@ -42,6 +44,8 @@ struct Component {
     /// The type that matrices and filters are held in; `None` keeps the stored one.
     dtype: Option<DType>,
     device: Device,
+    /// Whether linear layers are held in Q8_0, whatever they are stored in.
+    eight_bits: AtomicBool,
     layers: Mutex<BTreeMap<String, (Layer, Vec<usize>)>>,
     /// Layers whose weight is read when it is needed, and whether it was replaced, so that it must stay.
     streamed: Mutex<BTreeMap<String, bool>>,
@@ -76,6 +80,7 @@ impl Weights {
             source,
             dtype,
             device: device.clone(),
+            eight_bits: AtomicBool::new(false),
             layers: Mutex::default(),
             streamed: Mutex::default(),
             used: Mutex::default(),
@@ -123,6 +128,19 @@ impl Weights {
     /// before [`Self::load`].
     pub fn streamed(&self) -> Self {
         Self { streams: true, ..self.clone() }
+    }
+
+    /// Whether linear layers are made without their weights.
+    pub fn is_streaming(&self) -> bool {
+        self.streams
+    }
+
+    /// Holds linear layers of 16 bits or more in Q8_0 from now on, where their rows are whole blocks. Each block of 32
+    /// weights is rounded to a 127th of its largest.
+    #[must_use]
+    pub fn in_eight_bits(self) -> Self {
+        self.component.eight_bits.store(true, Ordering::Relaxed);
+        self
     }
 
     fn path(&self, name: &str) -> String {
@@ -220,6 +238,18 @@ impl Weights {
         self.held(&self.path(name), shape)
     }
 
+    /// Bytes of an element of a table in the type weights are held in.
+    pub fn held_size(&self, name: &str) -> usize {
+        let stored = match &self.component.source {
+            Source::Files(views) => views.stored_type(&self.path(name)),
+            Source::Synthetic { .. } => None,
+        };
+        match (self.component.dtype, stored) {
+            (Some(dtype), _) | (None, Some(StoredType::Plain(dtype))) => dtype.size_in_bytes(),
+            _ => DType::F32.size_in_bytes(),
+        }
+    }
+
     /// A filter or table in the type weights are held in.
     fn held(&self, key: &str, shape: &[usize]) -> Result<Tensor> {
         let stored = self.read(key, shape)?;
@@ -239,7 +269,16 @@ impl Weights {
             self.check(key, shape)?;
             return named(key, views.read(key)?.into_matrix(dims, self.device()));
         }
-        Ok(Matrix::Tensor(self.held(key, shape)?.reshape(dims)?))
+        let matrix = self.held(key, shape)?.reshape(dims)?;
+        if self.shrinks(dims.1) {
+            return Ok(Matrix::Encoded(EncodedWeight::q8_0(&matrix)?));
+        }
+        Ok(Matrix::Tensor(matrix))
+    }
+
+    /// Whether a matrix of so many columns is held in Q8_0 instead of its own type.
+    fn shrinks(&self, columns: usize) -> bool {
+        self.component.eight_bits.load(Ordering::Relaxed) && columns.is_multiple_of(Format::Q8_0.block_len())
     }
 
     fn remember(&self, name: &str, layer: Layer, stored_shape: Vec<usize>) {
@@ -340,11 +379,30 @@ impl Weights {
         }
     }
 
+    /// Whether any linear layer is held in 16 bits or more, and so could be held in 8.
+    pub fn is_wide(&self) -> bool {
+        let layers = lock(&self.component.layers).clone();
+        layers.iter().any(|(name, (layer, _))| matches!(layer, Layer::Linear(_)) && !self.is_encoded(name))
+    }
+
     /// Whether a layer's weight is held in a format, which no merged weight can be.
     pub fn is_encoded(&self, layer: &str) -> bool {
-        let Source::Files(views) = &self.component.source else { return false };
-        let stored = views.stored_type(&format!("{layer}.weight"));
-        self.component.dtype.is_none() && matches!(stored, Some(StoredType::Encoded(_)))
+        self.held_format(layer).is_some()
+    }
+
+    /// The format that a layer's weight is held in; `None` where it is held in one of candle's types.
+    fn held_format(&self, layer: &str) -> Option<StoredType> {
+        if let (None, Source::Files(views)) = (self.component.dtype, &self.component.source)
+            && let Some(stored @ StoredType::Encoded(_)) = views.stored_type(&format!("{layer}.weight"))
+        {
+            return Some(stored);
+        }
+        match self.layer(layer) {
+            Ok((Layer::Linear(l), _)) if self.shrinks(l.in_features()) => {
+                Some(StoredType::Encoded(Format::Q8_0))
+            }
+            _ => None,
+        }
     }
 
     /// Replaces a layer's weight; `weight` has the stored shape and is cast to the type weights are held in, which is
@@ -423,11 +481,9 @@ impl Weights {
     /// Bytes of a layer's weight in the type or format it is held in, and how many of them are in memory at present.
     pub fn weight_bytes(&self, layer: &str) -> Result<(u64, u64)> {
         let (target, shape) = self.layer(layer)?;
-        let (block_len, block_bytes) = match &self.component.source {
-            Source::Files(views) if self.is_encoded(layer) => {
-                views.stored_type(&format!("{layer}.weight")).map_or((1, 1), StoredType::block)
-            }
-            _ => (1, self.held_type(layer).size_in_bytes()),
+        let (block_len, block_bytes) = match self.held_format(layer) {
+            Some(format) => format.block(),
+            None => (1, self.held_type(layer).size_in_bytes()),
         };
         let total = (shape.iter().product::<usize>() / block_len * block_bytes) as u64;
         Ok(match target {

@@ -16,6 +16,8 @@
 //! `s` is a power of two: nothing is rounded by it, nothing is clamped, and in f32 the result is the same, bit for bit.
 //! No matrix is changed, so it holds for quantised ones as well.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use aquatint_kernels::{biased_attention, gated_gelu, rms_norm};
@@ -24,6 +26,7 @@ use candle_core::{DType, Tensor};
 use super::T5Config;
 use super::position_bias::position_bias;
 use crate::checkpoint::Weights;
+use crate::checkpoint::stream::{Stage, one_ahead, transient_bytes};
 use crate::layers::{Activation, Linear};
 use crate::{Error, Result};
 
@@ -165,16 +168,48 @@ impl T5Block {
     }
 }
 
+/// The vectors of the tokens, `(vocab_size, d_model)`.
+#[derive(Debug)]
+enum Embeddings {
+    /// As they are held.
+    Resident(Tensor),
+    /// In the checkpoint.
+    Streamed { weights: Weights, name: &'static str },
+}
+
+impl Embeddings {
+    /// Those of `ids`, `(ids, d_model)` in f32.
+    fn of(&self, ids: &[u32], shape: &[usize]) -> Result<Tensor> {
+        match self {
+            Self::Resident(table) => {
+                let ids = Tensor::from_slice(ids, ids.len(), table.device())?;
+                Ok(table.index_select(&ids, 0)?.to_dtype(DType::F32)?)
+            }
+            Self::Streamed { weights, name } => {
+                // Most of a prompt's tokens are padding.
+                let mut rows = BTreeMap::new();
+                for &id in ids {
+                    if let Entry::Vacant(row) = rows.entry(id) {
+                        row.insert(weights.rows(name, shape, id as usize..id as usize + 1)?);
+                    }
+                }
+                let all: Vec<_> = ids.iter().filter_map(|id| rows.get(id)).collect();
+                Ok(Tensor::cat(&all, 0)?)
+            }
+        }
+    }
+}
+
 /// The network, from token ids to hidden states.
 #[derive(Debug)]
 pub struct T5Model {
     config: T5Config,
     activations: Activations,
-    /// `(vocab_size, d_model)`, as it is held
-    embeddings: Tensor,
+    embeddings: Embeddings,
     /// `(buckets, heads)` in f32: the first layer's, which all layers share
     relative_attention_bias: Tensor,
-    blocks: Vec<T5Block>,
+    /// Each with what is streamed of it.
+    blocks: Vec<(T5Block, Stage)>,
     final_norm: Norm,
 }
 
@@ -205,15 +240,37 @@ impl T5Model {
         let encoder = weights.pp("encoder");
         let relative = "block.0.layer.0.SelfAttention.relative_attention_bias.weight";
         let shape = [config.relative_attention_num_buckets, config.num_heads];
-        let block = |i| T5Block::new(&config, &encoder.pp("block").pp(i), s);
+        let block = |i| {
+            let weights = encoder.pp("block").pp(i);
+            Ok((T5Block::new(&config, &weights, s)?, Stage::new(&weights)))
+        };
+        let shape_of_table = [config.vocab_size, config.d_model];
         Ok(Self {
             activations,
-            embeddings: weights.table(table, &[config.vocab_size, config.d_model])?,
+            embeddings: match weights.is_streaming() {
+                true => Embeddings::Streamed { weights: weights.clone(), name: table },
+                false => Embeddings::Resident(weights.table(table, &shape_of_table)?),
+            },
             relative_attention_bias: encoder.tensor(relative, &shape)?,
             blocks: (0..config.num_layers).map(block).collect::<Result<_>>()?,
             final_norm: Norm::new(&config, &encoder, "final_layer_norm", s, 1.0)?,
             config,
         })
+    }
+
+    /// Bytes of the embedding table in the type it is held in.
+    pub fn table_bytes(&self) -> u64 {
+        let elements = self.config.vocab_size * self.config.d_model;
+        let size = match &self.embeddings {
+            Embeddings::Resident(table) => table.dtype().size_in_bytes(),
+            Embeddings::Streamed { weights, name } => weights.held_size(name),
+        };
+        (elements * size) as u64
+    }
+
+    /// The most that is in memory of streamed weights at a time, in bytes.
+    pub fn transient_bytes(&self) -> u64 {
+        transient_bytes(self.blocks.iter().map(|(_, stage)| stage))
     }
 
     /// The config it was made from.
@@ -229,9 +286,13 @@ impl T5Model {
     pub fn forward(&self, ids: &[Vec<u32>]) -> Result<Tensor> {
         let mut x = self.embed(ids)?;
         let bias = position_bias(&self.relative_attention_bias, &self.config, x.dims()[1])?;
-        for block in &self.blocks {
-            x = block.forward(&x, &bias)?;
-        }
+        let stages: Vec<_> = self.blocks.iter().map(|(_, stage)| stage).collect();
+        one_ahead(&stages, |i| {
+            if let Some((block, _)) = self.blocks.get(i) {
+                x = block.forward(&x, &bias)?;
+            }
+            Ok(())
+        })?;
         Ok(self.final_norm.forward(&x)?.to_dtype(DType::F32)?)
     }
 
@@ -248,8 +309,7 @@ impl T5Model {
             let text = format!("token id {id}: the text encoder has {rows} token embeddings");
             return Err(Error::invalid(text));
         }
-        let flat = Tensor::from_vec(flat, batch * tokens, self.embeddings.device())?;
-        let x = self.embeddings.index_select(&flat, 0)?.to_dtype(DType::F32)?;
+        let x = self.embeddings.of(&flat, &[rows, self.config.d_model])?;
         let x = (x / self.activations.scale)?.to_dtype(self.activations.dtype)?;
         Ok(x.reshape((batch, tokens, self.config.d_model))?)
     }

@@ -14,6 +14,8 @@ mod position_bias;
 mod spiece;
 mod tokenizer;
 
+use std::path::Path;
+
 use candle_core::{DType, Device, Tensor};
 
 pub use config::T5Config;
@@ -22,6 +24,19 @@ pub use tokenizer::T5Tokenizer;
 
 use crate::checkpoint::{ModelFolder, Weights};
 use crate::{Error, Result};
+
+/// How T5 is held.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct T5Options<'a> {
+    /// What matrices are held in; `None` chooses by size.
+    pub dtype: Option<DType>,
+    /// A file to read in place of the folder's.
+    pub file: Option<&'a Path>,
+    /// Each layer is read for every batch of prompts and dropped after it; two are in memory at a time.
+    pub streamed: bool,
+    /// Matrices of 16 bits or more are held in Q8_0.
+    pub eight_bits: bool,
+}
 
 /// T5 with its tokenizer.
 #[derive(Debug)]
@@ -32,9 +47,9 @@ pub struct T5Encoder {
 }
 
 impl T5Encoder {
-    /// Loads the folders `component` (`text_encoder_2` in FLUX's models) and `tokenizer` (`tokenizer_2`). `dtype`: what
-    /// matrices are held in; `None` chooses by size. On the CPU arithmetic is f32; on other devices activations have
-    /// `dtype`, in f16 with [`Precision::Half`].
+    /// Loads the folders `component` (`text_encoder_2` in FLUX's models) and `tokenizer` (`tokenizer_2`). On
+    /// the CPU arithmetic is f32; on other devices activations have the type of matrices, in f16 with
+    /// [`Precision::Half`].
     ///
     /// # Errors
     /// Where a file is missing, malformed, or does not fit the others.
@@ -42,7 +57,7 @@ impl T5Encoder {
         folder: &ModelFolder,
         component: &str,
         tokenizer: &str,
-        dtype: Option<DType>,
+        options: &T5Options<'_>,
         device: &Device,
     ) -> Result<Self> {
         let file = format!("{component}/config.json");
@@ -60,14 +75,28 @@ impl T5Encoder {
             let text = format!("has {tokens} tokens, the text encoder {rows} token embeddings");
             return Err(Error::file(tokenizer_folder, text));
         }
-        let weights = folder.weights(component, dtype, device)?;
-        let precision = match dtype {
+        let weights = match options.file {
+            None => folder.weights(component, options.dtype, device)?,
+            Some(path) => Weights::open(component, &[path.to_owned()], options.dtype, device)?,
+        };
+        let weights = if options.eight_bits { weights.in_eight_bits() } else { weights };
+        let weights = if options.streamed { weights.streamed() } else { weights };
+        let precision = match options.dtype {
             Some(DType::F16) if !device.is_cpu() => Precision::Half,
             Some(DType::BF16) if !device.is_cpu() => Precision::Brain,
             _ => Precision::Full,
         };
         let model = T5Model::new(config, &weights, precision).map_err(in_config)?;
         Ok(Self { tokenizer, model, weights })
+    }
+
+    /// Bytes of all weights in the types they are held in, and the most of them that is in memory at a time while they
+    /// are streamed.
+    pub fn weight_bytes(&self) -> (u64, u64) {
+        let layers = self.weights.layer_shapes();
+        let bytes = |layer: &String| self.weights.weight_bytes(layer).unwrap_or_default().0;
+        let table = self.model.table_bytes();
+        (layers.keys().map(bytes).sum::<u64>() + table, self.model.transient_bytes())
     }
 
     /// Its tokenizer.
