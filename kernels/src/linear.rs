@@ -151,15 +151,16 @@ impl Linear {
             let x = if on_cpu { x.to_dtype(DType::F32)? } else { x.clone() };
             (self.forward(&x)? * scale)?.to_dtype(x_type)
         } else {
-            match &*self.weight.read() {
-                Weight::Plain(w) => {
-                    let (x, Beside { bias, low_rank }) = ((x * scale)?, &*self.beside());
-                    let bias = bias.as_ref().map(|b| b * scale).transpose()?;
-                    let y = definition(&x, w, bias.as_ref(), Activation::None, None)?;
-                    low_rank.iter().try_fold(y, |y, difference| difference.forward(&x, Some(&y)))
+            let (x, Beside { bias, low_rank }) = ((x * scale)?, &*self.beside());
+            let bias = bias.as_ref().map(|b| b * scale).transpose()?;
+            let y = match &*self.weight.read() {
+                Weight::Plain(w) => definition(&x, w, bias.as_ref(), Activation::None, None)?,
+                Weight::Encoded(w) => rest(w.product(&x)?, bias.as_ref(), Activation::None, None)?,
+                Weight::Packed(_) | Weight::Absent => {
+                    bail!("linear: no weight of this layer is on the input's device")
                 }
-                _ => bail!("linear: no weight of this layer is on the input's device"),
-            }
+            };
+            low_rank.iter().try_fold(y, |y, difference| difference.forward(&x, Some(&y)))
         }
     }
 
@@ -280,6 +281,7 @@ mod tests {
     use super::*;
     use crate::Format;
     use crate::testing::{assert_close, f64s, random, same_bytes, with_threads};
+    use crate::weight::EncodedOnDevice;
 
     /// The formula in f64.
     fn exact(x: &Tensor, w: &Tensor, b: Option<&Tensor>, r: Option<&Tensor>) -> Result<Vec<f64>> {
@@ -343,6 +345,86 @@ mod tests {
         }
         for i in 0..4 {
             same_bytes(&linear.forward(&x.narrow(0, i, 1)?)?, &all.narrow(0, i, 1)?)?;
+        }
+        Ok(())
+    }
+
+    /// A matrix of any bytes but for the scales, which are made finite: blocks hold them where the bytes are 0 here.
+    fn encoded(format: Format, rows: usize, columns: usize) -> Result<EncodedWeight> {
+        let bytes = rows * columns / format.block_len() * format.block_bytes();
+        let mut bytes: Vec<u8> =
+            random(bytes, 5)?.to_vec1::<f32>()?.iter().map(|v| (v * 127.0) as i8 as u8).collect();
+        let scales_at: &[usize] = match format {
+            Format::Q4_0 | Format::Q5_0 | Format::Q8_0 => &[0],
+            Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => &[0, 2],
+            Format::Q2K => &[80, 82],
+            Format::Q3K => &[108],
+            Format::Q6K => &[208],
+            Format::F8E4M3 | Format::F8E5M2 => &[],
+        };
+        for (i, block) in bytes.chunks_mut(format.block_bytes()).enumerate() {
+            for &at in scales_at {
+                let scale = half::f16::from_f32(1e-3 * (1.0 + (i % 7) as f32));
+                block[at..at + 2].copy_from_slice(&scale.to_le_bytes());
+            }
+            // No NaN, no infinity, and nothing so large that it hides the rest.
+            if scales_at.is_empty() {
+                block[0] &= 0xb7;
+            }
+        }
+        let row_scales = scales_at.is_empty().then(|| (0..rows).map(|i| 0.01 * (i + 1) as f32).collect());
+        EncodedWeight::new(format, (rows, columns), bytes, row_scales)
+    }
+
+    #[test]
+    fn a_weight_in_a_format_gives_the_products_of_the_decoded_one() -> Result<()> {
+        for format in Format::ALL {
+            for (rows, blocks, out) in [(1, 1, 1), (7, 3, 17), (40, 5, 50), (200, 13, 33)] {
+                let depth = blocks * format.block_len().max(32);
+                let weight = encoded(format, out, depth)?;
+                let decoded = weight.decode(&Device::Cpu)?;
+                let (x, b) = (random((rows, depth), 1)?, random(out, 2)?);
+                let (packed, wide) = (PackedWeight::encoded(&weight), PackedWeight::new(&decoded)?);
+                assert!(f64s(&decoded)?.iter().any(|&v| v != 0.0), "{format:?}");
+                for level in Level::available() {
+                    let run = |w| on_cpu(level, &x, w, Some(&b), Activation::Silu, None, vec![rows, out]);
+                    same_bytes(&run(&packed)?, &run(&wide)?)?;
+                }
+                let linear = Linear::encoded(&weight, Some(&b), &Device::Cpu)?;
+                let plain = Linear::new(&decoded, Some(&b))?;
+                same_bytes(&linear.forward(&x)?, &plain.forward(&x)?)?;
+                linear.replace_weight(&decoded.zeros_like()?)?;
+                same_bytes(&linear.forward(&x)?, &b.broadcast_as((rows, out))?.contiguous()?)?;
+                linear.replace_encoded(&weight, &Device::Cpu)?;
+                same_bytes(&linear.forward(&x)?, &plain.forward(&x)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn threads_change_no_byte_of_a_quantised_product() -> Result<()> {
+        let (x, weight) = (random((300, 512), 1)?, encoded(Format::Q5K, 200, 512)?);
+        let linear = Linear::encoded(&weight, None, &Device::Cpu)?;
+        let all = with_threads(1, || linear.forward(&x))?;
+        for threads in [2, 3] {
+            same_bytes(&with_threads(threads, || linear.forward(&x))?, &all)?;
+        }
+        same_bytes(&linear.forward(&x.narrow(0, 7, 1)?)?, &all.narrow(0, 7, 1)?)
+    }
+
+    /// The arm of other devices, run by candle's CPU: it rounds activations to eight bits for block formats.
+    #[test]
+    fn other_devices_multiply_with_the_same_weight() -> Result<()> {
+        for format in Format::ALL {
+            let weight = encoded(format, 30, 512)?;
+            let x = random((2, 3, 512), 1)?;
+            let expected = x.broadcast_matmul(&weight.decode(&Device::Cpu)?.t()?)?;
+            let y = EncodedOnDevice::new(&weight, &Device::Cpu)?.product(&x)?;
+            let largest = f64s(&expected)?.into_iter().fold(0f64, |m, v| m.max(v.abs()));
+            let worst = f64s(&(y - expected)?)?.into_iter().fold(0f64, |m, v| m.max(v.abs()));
+            let allowed = if format.block_len() > 1 { 2e-2 } else { 1e-5 };
+            assert!(worst <= allowed * largest, "{format:?}: {worst} of {largest}");
         }
         Ok(())
     }

@@ -249,6 +249,25 @@ mod tests {
     }
 
     #[test]
+    fn a_weight_takes_little_more_than_in_its_file() -> Result<()> {
+        for (format, most) in [
+            (Format::Q4_0, 1.0),
+            (Format::Q8_0, 1.0),
+            (Format::Q2K, 1.2),
+            (Format::Q3K, 1.04),
+            (Format::Q4K, 1.03),
+            (Format::Q5K, 1.03),
+            (Format::Q6K, 1.0),
+            (Format::F8E4M3, 1.0),
+        ] {
+            let bytes = 512 * 64 / format.block_len() * format.block_bytes();
+            let packed = PackedWeight::encoded(&EncodedWeight::new(format, (64, 512), vec![0; bytes], None)?);
+            assert!(packed.bytes() as f64 <= most * bytes as f64, "{format:?}: {}", packed.bytes());
+        }
+        Ok(())
+    }
+
+    #[test]
     fn a_16_bit_weight_takes_16_bits() -> Result<()> {
         let weight = Tensor::zeros((20, 5, 3, 3), DType::F16, &candle_core::Device::Cpu)?;
         let packed = PackedWeight::new(&weight)?;

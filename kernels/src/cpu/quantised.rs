@@ -78,12 +78,6 @@ impl QuantisedPanels {
         let panel_bytes = self.blocks * self.layout.bytes;
         decode(level, &self.layout, &self.bytes[panel * panel_bytes..][..panel_bytes], from, to);
     }
-
-    /// Bytes held.
-    #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        self.bytes.len()
-    }
 }
 
 /// Writes a column's block to its lane of an interleaved one.

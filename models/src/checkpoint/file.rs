@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::bytes::Bytes;
+use super::gguf_file::{self, GgufFile};
 use super::safetensors_file::SafetensorsFile;
 use super::stored::{Entry, Stored};
 use crate::Result;
@@ -14,6 +15,8 @@ use crate::Result;
 pub enum CheckpointFile {
     /// A safetensors file.
     Safetensors(SafetensorsFile),
+    /// A GGUF file.
+    Gguf(GgufFile),
 }
 
 impl CheckpointFile {
@@ -21,13 +24,21 @@ impl CheckpointFile {
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let bytes = Bytes::open(path)?;
-        Ok(Self::Safetensors(SafetensorsFile::new(path.to_owned(), bytes)?))
+        let mut magic = [0u8; 4];
+        // A file that is too short for this is refused, with its length, as the safetensors file that it may be.
+        let gguf = bytes.read_at(&mut magic, 0).is_ok() && &magic == gguf_file::MAGIC;
+        Ok(if gguf {
+            Self::Gguf(GgufFile::new(path.to_owned(), bytes)?)
+        } else {
+            Self::Safetensors(SafetensorsFile::new(path.to_owned(), bytes)?)
+        })
     }
 
     /// The file's path, or the name it was given.
     pub fn path(&self) -> &Path {
         match self {
             Self::Safetensors(file) => file.path(),
+            Self::Gguf(file) => file.path(),
         }
     }
 
@@ -35,6 +46,7 @@ impl CheckpointFile {
     pub fn entries(&self) -> &BTreeMap<String, Entry> {
         match self {
             Self::Safetensors(file) => file.entries(),
+            Self::Gguf(file) => file.entries(),
         }
     }
 
@@ -42,6 +54,7 @@ impl CheckpointFile {
     pub fn stored(&self, name: &str, rows: Option<Range<usize>>) -> Result<Stored> {
         match self {
             Self::Safetensors(file) => file.stored(name, rows),
+            Self::Gguf(file) => file.stored(name, rows),
         }
     }
 }

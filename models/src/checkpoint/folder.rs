@@ -6,6 +6,7 @@ use candle_core::{DType, Device};
 use serde::de::DeserializeOwned;
 
 use super::safetensors_file::SafetensorsFile;
+use super::view::Views;
 use super::{Weights, builtin};
 use crate::{Error, Result};
 
@@ -86,22 +87,43 @@ impl ModelFolder {
         serde_json::from_slice(&self.read(file)?).map_err(|e| Error::file(self.path(file), e))
     }
 
-    /// The weights of a component. `dtype`: what matrices are held in; `None` chooses by size.
+    /// The weights of a component. `dtype`: what matrices are held in; `None` chooses by size, and leaves quantised
+    /// ones and eight-bit floats as they are.
     pub fn weights(&self, component: &str, dtype: Option<DType>, device: &Device) -> Result<Weights> {
         if let Self::Embedded(files) = self {
             return embedded(files, component, dtype, device);
         }
         let paths = self.weight_files(component)?;
-        let bytes = bytes(&paths);
-        let dtype = dtype.or((bytes < WIDEN_BELOW_BYTES).then_some(DType::F32));
-        Weights::open(component, &paths, dtype, device)
+        let views = Views::open(&paths)?;
+        let widen = bytes(&paths) < WIDEN_BELOW_BYTES && !views.any_encoded();
+        Ok(Weights::from_views(component, views, dtype.or(widen.then_some(DType::F32)), device))
     }
 
     fn weight_files(&self, component: &str) -> Result<Vec<PathBuf>> {
         let folder = self.path(component);
         match WEIGHTS.iter().find(|name| folder.join(name).is_file()) {
             Some(name) => Ok(vec![folder.join(name)]),
-            None => self.shards(component),
+            None => match self.gguf(component)? {
+                Some(path) => Ok(vec![path]),
+                None => self.shards(component),
+            },
+        }
+    }
+
+    /// The one GGUF file of a component that has no safetensors.
+    fn gguf(&self, component: &str) -> Result<Option<PathBuf>> {
+        let folder = self.path(component);
+        let Ok(files) = std::fs::read_dir(&folder) else { return Ok(None) };
+        let paths = files.filter_map(|file| Some(file.ok()?.path()));
+        let mut paths: Vec<_> =
+            paths.filter(|p| p.is_file() && p.extension().is_some_and(|e| e == "gguf")).collect();
+        paths.sort();
+        match paths.len() {
+            0 | 1 => Ok(paths.pop()),
+            n => Err(Error::file(
+                folder,
+                format!("holds {n} GGUF files: one is needed, or a model in safetensors"),
+            )),
         }
     }
 
@@ -109,7 +131,9 @@ impl ModelFolder {
     pub fn weight_bytes(&self, component: &str) -> u64 {
         match self {
             Self::Disk(_) => self.weight_files(component).map_or(0, |paths| bytes(&paths)),
-            Self::Embedded(_) => 0,
+            Self::Embedded(files) => {
+                embedded_file(files, component).map_or(0, |(_, bytes)| bytes.len() as u64)
+            }
         }
     }
 
@@ -148,7 +172,7 @@ impl ModelFolder {
         }
         Err(Error::file(
             self.path(component),
-            format!("holds no weights: one of {} is needed", WEIGHTS.join(", ")),
+            format!("holds no weights: one of {} or a GGUF file is needed", WEIGHTS.join(", ")),
         ))
     }
 }
@@ -160,12 +184,20 @@ fn embedded(
     dtype: Option<DType>,
     device: &Device,
 ) -> Result<Weights> {
-    let named = |name: &&str| files.iter().find(|(file, _)| *file == format!("{component}/{name}"));
-    let Some((file, bytes)) = WEIGHTS.iter().find_map(named) else {
+    let Some((file, bytes)) = embedded_file(files, component) else {
         return Ok(Weights::synthetic(component, 0, device));
     };
-    let file = SafetensorsFile::from_bytes(&format!("{}{file}", builtin::PREFIX), *bytes)?;
+    let file = SafetensorsFile::from_bytes(&format!("{}{file}", builtin::PREFIX), bytes)?;
     Weights::from_files(component, vec![file], dtype.or(Some(DType::F32)), device)
+}
+
+/// The file that holds a component's weights.
+fn embedded_file(
+    files: &[(&'static str, &'static [u8])],
+    component: &str,
+) -> Option<(&'static str, &'static [u8])> {
+    let named = |name: &&str| files.iter().find(|(file, _)| *file == format!("{component}/{name}"));
+    WEIGHTS.iter().find_map(named).copied()
 }
 
 fn bytes(paths: &[PathBuf]) -> u64 {

@@ -5,10 +5,14 @@ pub mod builtin;
 mod bytes;
 pub mod file;
 pub mod flux_keys;
+pub mod flux_shape;
 pub mod folder;
+pub mod gguf_file;
+mod row_scales;
 pub mod safetensors_file;
 pub mod stored;
 pub mod synthetic;
+pub mod t5_gguf_names;
 pub mod view;
 pub mod weights;
 

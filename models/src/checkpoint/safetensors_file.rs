@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use aquatint_kernels::Format;
 use candle_core::{DType, Device, Tensor};
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
@@ -71,7 +72,10 @@ impl SafetensorsFile {
         let mut entries = BTreeMap::new();
         for (name, info) in header.tensors() {
             let stored_type = stored_type(info.dtype).ok_or_else(|| {
-                bad(format!("tensor {name} is {:?}: F64, F32, F16, BF16, I64 or U8 are read", info.dtype))
+                bad(format!(
+                    "tensor {name} is {:?}: F64, F32, F16, BF16, F8_E4M3, F8_E5M2, I64 or U8 are read",
+                    info.dtype
+                ))
             })?;
             let place = |offset: usize| (header_bytes + 8).saturating_add(offset as u64);
             let (start, end) = (place(info.data_offsets.0), place(info.data_offsets.1));
@@ -123,7 +127,7 @@ impl SafetensorsFile {
         self.entries.values().map(Entry::bytes).sum()
     }
 
-    /// Reads one tensor in the type it is stored in.
+    /// Reads one tensor in the type it is stored in; eight-bit floats become f32.
     pub fn tensor(&self, name: &str, device: &Device) -> Result<Tensor> {
         self.stored(name, None)?.tensor(device)
     }
@@ -137,15 +141,17 @@ impl SafetensorsFile {
 }
 
 fn stored_type(dtype: Dtype) -> Option<StoredType> {
-    Some(StoredType::Plain(match dtype {
-        Dtype::F64 => DType::F64,
-        Dtype::F32 => DType::F32,
-        Dtype::F16 => DType::F16,
-        Dtype::BF16 => DType::BF16,
-        Dtype::I64 => DType::I64,
-        Dtype::U8 => DType::U8,
+    Some(match dtype {
+        Dtype::F64 => StoredType::Plain(DType::F64),
+        Dtype::F32 => StoredType::Plain(DType::F32),
+        Dtype::F16 => StoredType::Plain(DType::F16),
+        Dtype::BF16 => StoredType::Plain(DType::BF16),
+        Dtype::I64 => StoredType::Plain(DType::I64),
+        Dtype::U8 => StoredType::Plain(DType::U8),
+        Dtype::F8_E4M3 => StoredType::Encoded(Format::F8E4M3),
+        Dtype::F8_E5M2 => StoredType::Encoded(Format::F8E5M2),
         _ => return None,
-    }))
+    })
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use aquatint_kernels::{EncodedWeight, Format};
 use candle_core::{DType, Device, Tensor};
 
 use super::bytes::Bytes;
@@ -12,6 +13,18 @@ use crate::Result;
 pub enum StoredType {
     /// One of candle's types.
     Plain(DType),
+    /// A format that needs decoding.
+    Encoded(Format),
+}
+
+impl StoredType {
+    /// Elements of a block, and its bytes; rows are whole blocks.
+    pub(super) fn block(self) -> (usize, usize) {
+        match self {
+            Self::Plain(dtype) => (1, dtype.size_in_bytes()),
+            Self::Encoded(format) => (format.block_len(), format.block_bytes()),
+        }
+    }
 }
 
 /// Where one tensor lies. Whoever makes one has compared the bytes with the shape.
@@ -43,8 +56,9 @@ impl Entry {
         let (mut at, mut len) = (self.start, self.bytes());
         if let Some(rows) = rows {
             let count = shape.first().copied().unwrap_or(0) as u64;
-            if rows.start > rows.end || rows.end as u64 > count || count == 0 || !len.is_multiple_of(count) {
-                return Err(format!("rows {rows:?} of a tensor of shape {shape:?}"));
+            let whole_blocks = shape.len() > 1 || self.stored_type.block().0 == 1;
+            if rows.start > rows.end || rows.end as u64 > count || count == 0 || !whole_blocks {
+                return Err(format!("it has shape {shape:?}, of which no rows {rows:?} can be read"));
             }
             let row = len / count;
             (at, len) = (at + row * rows.start as u64, row * rows.len() as u64);
@@ -52,7 +66,7 @@ impl Entry {
         }
         let mut data = vec![0u8; len as usize];
         bytes.read_at(&mut data, at).map_err(|e| e.to_string())?;
-        Ok(Stored { stored_type: self.stored_type, shape, data })
+        Ok(Stored { stored_type: self.stored_type, shape, data, row_scales: None })
     }
 }
 
@@ -65,13 +79,48 @@ pub struct Stored {
     pub shape: Vec<usize>,
     /// Their bytes.
     pub data: Vec<u8>,
+    /// What each row, decoded, is multiplied by.
+    pub row_scales: Option<Vec<f32>>,
 }
 
 impl Stored {
-    /// As a tensor, in the stored type.
+    /// As a tensor: in the stored type where that is one of candle's and there are no scales, otherwise in f32.
     pub fn tensor(&self, device: &Device) -> Result<Tensor> {
-        match self.stored_type {
-            StoredType::Plain(dtype) => Ok(Tensor::from_raw_buffer(&self.data, dtype, &self.shape, device)?),
-        }
+        let scales = self.row_scales.as_deref();
+        Ok(match self.stored_type {
+            StoredType::Plain(dtype) => {
+                let tensor = Tensor::from_raw_buffer(&self.data, dtype, &self.shape, device)?;
+                let Some(scales) = scales else { return Ok(tensor) };
+                let column: Vec<_> =
+                    (0..self.shape.len()).map(|i| if i == 0 { scales.len() } else { 1 }).collect();
+                tensor.to_dtype(DType::F32)?.broadcast_mul(&Tensor::from_slice(scales, column, device)?)?
+            }
+            StoredType::Encoded(format) => {
+                let row = match self.shape.as_slice() {
+                    [len] if format.block_len() > 1 => *len,
+                    shape => shape.iter().skip(1).product(),
+                };
+                Tensor::from_vec(format.decode(&self.data, row, scales)?, self.shape.as_slice(), device)?
+            }
+        })
     }
+
+    /// As a matrix `(rows, columns)` that keeps its format; the tensor itself where that is one of candle's types.
+    pub fn into_matrix(self, dims: (usize, usize), device: &Device) -> Result<Matrix> {
+        Ok(match self.stored_type {
+            StoredType::Encoded(format) => {
+                Matrix::Encoded(EncodedWeight::new(format, dims, self.data, self.row_scales)?)
+            }
+            StoredType::Plain(_) => Matrix::Tensor(self.tensor(device)?.reshape(dims)?),
+        })
+    }
+}
+
+/// A matrix in the type or format that it is held in.
+#[derive(Clone, Debug)]
+pub enum Matrix {
+    /// In one of candle's types.
+    Tensor(Tensor),
+    /// In a format.
+    Encoded(EncodedWeight),
 }

@@ -8,9 +8,11 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
+use candle_core::{DType, Device};
+
 use super::file::CheckpointFile;
-use super::flux_keys;
 use super::stored::{Stored, StoredType};
+use super::{flux_keys, row_scales, t5_gguf_names};
 use crate::{Error, Result};
 
 /// A tensor under its new name: these rows of a stored tensor, one stretch after the other.
@@ -36,6 +38,8 @@ struct View {
     tensor: String,
     rows: Vec<Range<usize>>,
     shape: Vec<usize>,
+    /// The name of a tensor of scales, in whichever file.
+    scales: Option<String>,
 }
 
 /// All tensors of a component's files.
@@ -54,7 +58,8 @@ impl Views {
         Self::renamed(files, |name, _| Ok(vec![Piece::whole(name)]))
     }
 
-    /// Tensors under diffusers' names, of files that have those or the original ones of FLUX ([`flux_keys`]).
+    /// Tensors under the names of diffusers or transformers, of files that have those, or the original ones of FLUX
+    /// ([`flux_keys`]), or llama.cpp's of T5 ([`t5_gguf_names`]).
     ///
     /// # Errors
     /// A name that stands in two files or is made of two tensors; a fused tensor whose rows cannot be divided.
@@ -63,11 +68,21 @@ impl Views {
         if has(flux_keys::is_original) {
             return Self::renamed(files, flux_keys::pieces);
         }
+        if has(t5_gguf_names::is_llama_cpp) {
+            return Self::renamed(files, |name, _| {
+                Ok(t5_gguf_names::transformers_name(name).map(Piece::whole).into_iter().collect())
+            });
+        }
         Self::as_stored(files)
     }
 
+    /// Opens files of any kind and sees them as [`Views::new`] does.
+    pub fn open(paths: &[impl AsRef<Path>]) -> Result<Self> {
+        Self::new(paths.iter().map(CheckpointFile::open).collect::<Result<_>>()?)
+    }
+
     /// Tensors under the names that `pieces` gives for a stored name. Its second argument tells the shape of any
-    /// stored tensor; its error is a reason.
+    /// stored tensor; its error is a reason. Tensors that hold scales of others get no names.
     pub fn renamed(
         files: Vec<CheckpointFile>,
         pieces: impl Fn(&str, &dyn Fn(&str) -> Option<Vec<usize>>) -> std::result::Result<Vec<Piece>, String>,
@@ -77,6 +92,11 @@ impl Views {
         for (i, file) in files.iter().enumerate() {
             let bad = |reason: String| Error::file(file.path(), reason);
             for (tensor, entry) in file.entries() {
+                if row_scales::belongs_to_another(tensor, &shape_of) {
+                    continue;
+                }
+                let scales =
+                    row_scales::of(tensor, &shape_of).map_err(|e| bad(format!("tensor {tensor}: {e}")))?;
                 let pieces = pieces(tensor, &shape_of).map_err(|e| bad(format!("tensor {tensor}: {e}")))?;
                 for Piece { name, rows } in pieces {
                     let mut shape = entry.shape.clone();
@@ -87,7 +107,7 @@ impl Views {
                         }
                         shape[0] = rows.iter().map(ExactSizeIterator::len).sum();
                     }
-                    let view = View { file: i, tensor: tensor.clone(), rows, shape };
+                    let view = View { file: i, tensor: tensor.clone(), rows, shape, scales: scales.clone() };
                     if let Some(other) = views.insert(name.clone(), view) {
                         let place = if other.file == i { "in this file" } else { "in an earlier file" };
                         return Err(bad(if name == *tensor && name == other.tensor {
@@ -118,6 +138,12 @@ impl Views {
         Some(self.files.get(view.file)?.entries().get(&view.tensor)?.stored_type)
     }
 
+    /// Whether any tensor is in a format that needs decoding.
+    pub fn any_encoded(&self) -> bool {
+        let entries = self.files.iter().flat_map(|file| file.entries().values());
+        entries.into_iter().any(|entry| matches!(entry.stored_type, StoredType::Encoded(_)))
+    }
+
     /// The first file's path.
     pub fn path(&self) -> Option<&Path> {
         self.files.first().map(CheckpointFile::path)
@@ -131,16 +157,68 @@ impl Views {
 
     /// Reads a tensor as it is stored.
     pub fn read(&self, name: &str) -> Result<Stored> {
-        let file = self.views.get(name).and_then(|view| Some((view, self.files.get(view.file)?)));
-        let Some((view, file)) = file else {
-            return Err(Error::file(self.path().unwrap_or(Path::new("")), format!("no tensor {name}")));
-        };
-        let mut rows = view.rows.iter();
-        let mut stored = file.stored(&view.tensor, rows.next().cloned())?;
-        for rows in rows {
-            stored.data.extend(file.stored(&view.tensor, Some(rows.clone()))?.data);
+        let Some(view) = self.views.get(name) else { return Err(self.missing(name)) };
+        self.stretches(view, &view.rows)
+    }
+
+    /// Reads some rows of a tensor as they are stored.
+    ///
+    /// # Errors
+    /// No such tensor, or no such rows.
+    pub fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Stored> {
+        let Some(view) = self.views.get(name) else { return Err(self.missing(name)) };
+        if view.rows.is_empty() {
+            return self.stretches(view, &[rows]);
         }
-        stored.shape.clone_from(&view.shape);
+        let (mut left, mut stretches) = (rows.clone(), Vec::new());
+        for stretch in &view.rows {
+            let (start, end) = (left.start.min(stretch.len()), left.end.min(stretch.len()));
+            if start < end {
+                stretches.push(stretch.start + start..stretch.start + end);
+            }
+            left = left.start.saturating_sub(stretch.len())..left.end.saturating_sub(stretch.len());
+        }
+        if rows.is_empty() || left.end > 0 {
+            let reason = format!("tensor {name} has shape {:?}, and no rows {rows:?}", view.shape);
+            return Err(Error::file(self.path_of(name), reason));
+        }
+        self.stretches(view, &stretches)
+    }
+
+    /// Stretches of the stored tensor; all of it where there are none.
+    fn stretches(&self, view: &View, rows: &[Range<usize>]) -> Result<Stored> {
+        let Some(file) = self.files.get(view.file) else { return Err(self.missing(&view.tensor)) };
+        let mut stretches = rows.iter().cloned();
+        let mut stored = file.stored(&view.tensor, stretches.next())?;
+        for rows in stretches {
+            let more = file.stored(&view.tensor, Some(rows.clone()))?;
+            stored.data.extend(more.data);
+            if let (Some(first), Some(count)) = (stored.shape.first_mut(), more.shape.first()) {
+                *first += count;
+            }
+        }
+        if let Some(name) = &view.scales {
+            let count = file.entries().get(&view.tensor).and_then(|entry| entry.shape.first().copied());
+            let all = 0..count.unwrap_or(0);
+            let rows = if rows.is_empty() { std::slice::from_ref(&all) } else { rows };
+            stored.row_scales = Some(self.scales(name, rows)?);
+        }
         Ok(stored)
+    }
+
+    /// A scale for each of these rows, of a tensor that has one for each row or one for all.
+    fn scales(&self, name: &str, rows: &[Range<usize>]) -> Result<Vec<f32>> {
+        let Some(file) = self.files.iter().find(|file| file.entries().contains_key(name)) else {
+            return Err(self.missing(name));
+        };
+        let scales = file.stored(name, None)?.tensor(&Device::Cpu)?.to_dtype(DType::F32)?;
+        let scales = scales.flatten_all()?.to_vec1::<f32>()?;
+        let of = |row: usize| if scales.len() == 1 { scales.first() } else { scales.get(row) };
+        let all: Option<Vec<f32>> = rows.iter().cloned().flatten().map(|row| of(row).copied()).collect();
+        all.ok_or_else(|| Error::file(file.path(), format!("tensor {name} has too few scales")))
+    }
+
+    fn missing(&self, name: &str) -> Error {
+        Error::file(self.path().unwrap_or(Path::new("")), format!("no tensor {name}"))
     }
 }

@@ -5,14 +5,15 @@
 //! a remembered layer's weight, and undone by reading the base from the file again, so nothing can drift.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use candle_core::{DType, Device, Tensor};
 
 use super::file::CheckpointFile;
 use super::safetensors_file::SafetensorsFile;
-use super::stored::StoredType;
+use super::stored::{Matrix, StoredType};
 use super::synthetic;
 use super::view::Views;
 use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear, LowRank, Padding};
@@ -60,6 +61,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
+/// Adds the name of a tensor to what went wrong with it.
+fn named<T>(key: &str, result: Result<T>) -> Result<T> {
+    result.map_err(|e| match e {
+        Error::Device(e) => Error::Device(e.context(key.to_owned())),
+        e => e,
+    })
+}
+
 impl Weights {
     fn new(name: &str, source: Source, dtype: Option<DType>, device: &Device) -> Self {
         let component = Component {
@@ -87,10 +96,17 @@ impl Weights {
     }
 
     /// Opens the files of a component, of any kind that [`CheckpointFile`] reads, and gives their tensors diffusers'
-    /// names, whichever of the names that [`Views::new`] knows they have. `dtype` as in [`Weights::from_files`].
+    /// names, whichever of the names that [`Views::new`] knows they have.
+    ///
+    /// `dtype`: what matrices and filters are held in. `None` keeps the stored type, and the format of matrices that
+    /// are quantised or of eight-bit floats; a type decodes them.
     pub fn open(name: &str, paths: &[PathBuf], dtype: Option<DType>, device: &Device) -> Result<Self> {
-        let files = paths.iter().map(|path| CheckpointFile::open(path)).collect::<Result<_>>()?;
-        Ok(Self::new(name, Source::Files(Views::new(files)?), dtype, device))
+        Ok(Self::from_views(name, Views::open(paths)?, dtype, device))
+    }
+
+    /// The tensors of files under the names that they are seen by. `dtype` as in [`Weights::from_files`].
+    pub fn from_views(name: &str, views: Views, dtype: Option<DType>, device: &Device) -> Self {
+        Self::new(name, Source::Files(views), dtype, device)
     }
 
     /// Weights computed from their names; see [`synthetic`].
@@ -143,31 +159,40 @@ impl Weights {
         }
     }
 
-    /// Refuses a `key` (a full name) that is not there or has another shape.
-    fn check(&self, key: &str, shape: &[usize]) -> Result<()> {
-        let component = &*self.component;
-        lock(&component.used).insert(key.to_owned());
-        let Source::Files(views) = &component.source else { return Ok(()) };
-        let Some(stored) = views.shape(key) else {
-            let path = views.path().unwrap_or(component.name.as_ref());
-            return Err(Error::file(path, format!("no tensor {key}, which this config needs")));
+    /// The first file that the tensors come from; the component's name where they come from none.
+    pub fn source_path(&self) -> PathBuf {
+        let path = match &self.component.source {
+            Source::Files(views) => views.path(),
+            Source::Synthetic { .. } => None,
         };
-        if stored != shape {
-            let reason = format!("tensor {key} has shape {stored:?}, this config needs {shape:?}");
-            return Err(Error::file(views.path_of(key), reason));
-        }
-        Ok(())
+        path.unwrap_or(Path::new(&self.component.name)).to_owned()
     }
 
-    /// Reads `key` (a full name) as it is stored, having checked its shape.
+    /// Refuses a `key` (a full name) that is not there or has another shape.
+    fn check(&self, key: &str, shape: &[usize]) -> Result<()> {
+        lock(&self.component.used).insert(key.to_owned());
+        let Source::Files(views) = &self.component.source else { return Ok(()) };
+        match views.shape(key) {
+            Some(stored) if stored == shape => Ok(()),
+            Some(stored) => {
+                let reason = format!("tensor {key} has shape {stored:?}, this config needs {shape:?}");
+                Err(Error::file(views.path_of(key), reason))
+            }
+            None => {
+                let reason = format!("no tensor {key}, which this config needs");
+                Err(Error::file(self.source_path(), reason))
+            }
+        }
+    }
+
+    /// Reads `key` (a full name) as it is stored, having checked its shape. Formats become f32.
     fn read(&self, key: &str, shape: &[usize]) -> Result<Tensor> {
         self.check(key, shape)?;
-        let component = &*self.component;
-        match &component.source {
+        match &self.component.source {
             Source::Synthetic { seed } => {
-                Ok(Tensor::from_vec(synthetic::tensor(key, shape, *seed), shape, &component.device)?)
+                Ok(Tensor::from_vec(synthetic::tensor(key, shape, *seed), shape, self.device())?)
             }
-            Source::Files(views) => views.read(key)?.tensor(&component.device),
+            Source::Files(views) => named(key, views.read(key)?.tensor(self.device())),
         }
     }
 
@@ -176,7 +201,26 @@ impl Weights {
         Ok(self.read(&self.path(name), shape)?.to_dtype(DType::F32)?)
     }
 
-    /// A matrix or filter in the type weights are held in.
+    /// Some rows of a tensor of this shape, in f32: what is needed of a table or a matrix that need not be in memory.
+    ///
+    /// # Errors
+    /// As for whole tensors; and rows that are not there.
+    pub fn rows(&self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<Tensor> {
+        let key = self.path(name);
+        self.check(&key, shape)?;
+        let tensor = match &self.component.source {
+            Source::Synthetic { .. } => self.read(&key, shape)?.narrow(0, rows.start, rows.len())?,
+            Source::Files(views) => views.read_rows(&key, rows)?.tensor(self.device())?,
+        };
+        Ok(tensor.to_dtype(DType::F32)?)
+    }
+
+    /// An embedding table in the type weights are held in.
+    pub fn table(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.held(&self.path(name), shape)
+    }
+
+    /// A filter or table in the type weights are held in.
     fn held(&self, key: &str, shape: &[usize]) -> Result<Tensor> {
         let stored = self.read(key, shape)?;
         match self.component.dtype {
@@ -185,6 +229,17 @@ impl Weights {
             None if stored.dtype() == DType::F64 => Ok(stored.to_dtype(DType::F32)?),
             None => Ok(stored),
         }
+    }
+
+    /// A matrix of this stored shape in the type or format weights are held in.
+    fn held_matrix(&self, key: &str, shape: &[usize], dims: (usize, usize)) -> Result<Matrix> {
+        if let (None, Source::Files(views)) = (self.component.dtype, &self.component.source)
+            && let Some(StoredType::Encoded(_)) = views.stored_type(key)
+        {
+            self.check(key, shape)?;
+            return named(key, views.read(key)?.into_matrix(dims, self.device()));
+        }
+        Ok(Matrix::Tensor(self.held(key, shape)?.reshape(dims)?))
     }
 
     fn remember(&self, name: &str, layer: Layer, stored_shape: Vec<usize>) {
@@ -200,10 +255,9 @@ impl Weights {
         bias: bool,
     ) -> Result<Arc<Linear>> {
         let here = self.pp(name);
-        let matrix = vec![out_features, in_features];
         let shape = match here.stored_shape("weight") {
             Some(s) if s.len() == 4 && s[2..] == [1, 1] => vec![out_features, in_features, 1, 1],
-            _ => matrix.clone(),
+            _ => vec![out_features, in_features],
         };
         let bias = if bias { Some(here.tensor("bias", &[out_features])?) } else { None };
         let linear = Arc::new(if self.streams {
@@ -211,8 +265,10 @@ impl Weights {
             lock(&self.component.streamed).insert(here.prefix.clone(), false);
             Linear::without_weight(in_features, out_features, bias.as_ref())?
         } else {
-            let weight = here.held(&here.path("weight"), &shape)?.reshape(matrix)?;
-            Linear::new(&weight, bias.as_ref())?
+            match here.held_matrix(&here.path("weight"), &shape, (out_features, in_features))? {
+                Matrix::Tensor(weight) => Linear::new(&weight, bias.as_ref())?,
+                Matrix::Encoded(weight) => Linear::encoded(&weight, bias.as_ref(), self.device())?,
+            }
         });
         self.remember(name, Layer::Linear(linear.clone()), shape);
         Ok(linear)
@@ -271,40 +327,56 @@ impl Weights {
         Ok(self.read(&format!("{layer}.weight"), &shape)?.to_dtype(DType::F32)?)
     }
 
-    /// The type that a layer's weight is held in.
+    /// The type that a weight which replaces a layer's is held in: bf16 in place of one in a format.
     fn held_type(&self, layer: &str) -> DType {
         match (&self.component.dtype, &self.component.source) {
             (Some(dtype), _) => *dtype,
             (None, Source::Synthetic { .. }) => DType::F32,
             (None, Source::Files(views)) => match views.stored_type(&format!("{layer}.weight")) {
                 Some(StoredType::Plain(dtype)) if dtype != DType::F64 => dtype,
+                Some(StoredType::Encoded(_)) => DType::BF16,
                 _ => DType::F32,
             },
         }
     }
 
-    /// Replaces a layer's weight; `weight` has the stored shape and is cast to the type weights are held in. A streamed
-    /// layer keeps it in memory until [`Self::restore`].
+    /// Whether a layer's weight is held in a format, which no merged weight can be.
+    pub fn is_encoded(&self, layer: &str) -> bool {
+        let Source::Files(views) = &self.component.source else { return false };
+        let stored = views.stored_type(&format!("{layer}.weight"));
+        self.component.dtype.is_none() && matches!(stored, Some(StoredType::Encoded(_)))
+    }
+
+    /// Replaces a layer's weight; `weight` has the stored shape and is cast to the type weights are held in, which is
+    /// bf16 where the present one is in a format. A streamed layer keeps it in memory until [`Self::restore`].
     pub fn replace(&self, layer: &str, weight: &Tensor) -> Result<()> {
-        self.put(layer, weight)?;
+        let (target, shape) = self.layer(layer)?;
+        let weight = weight.reshape(shape)?.to_dtype(self.held_type(layer))?;
+        match target {
+            Layer::Linear(l) => l.replace_weight(&weight.reshape((l.out_features(), l.in_features()))?)?,
+            Layer::Conv2d(c) => c.replace_weight(&weight)?,
+        }
         if let Some(kept) = lock(&self.component.streamed).get_mut(layer) {
             *kept = true;
         }
         Ok(())
     }
 
-    fn put(&self, layer: &str, weight: &Tensor) -> Result<()> {
+    /// Reads the base weight of a layer into it, in the type or format it is held in.
+    fn put_base(&self, layer: &str) -> Result<()> {
         let (target, shape) = self.layer(layer)?;
-        let dtype = self.held_type(layer);
-        let weight = weight.reshape(shape)?.to_dtype(dtype)?;
+        let key = format!("{layer}.weight");
         match target {
-            Layer::Linear(l) => l.replace_weight(&weight.reshape((l.out_features(), l.in_features()))?)?,
-            Layer::Conv2d(c) => c.replace_weight(&weight)?,
+            Layer::Linear(l) => match self.held_matrix(&key, &shape, (l.out_features(), l.in_features()))? {
+                Matrix::Tensor(weight) => l.replace_weight(&weight)?,
+                Matrix::Encoded(weight) => l.replace_encoded(&weight, self.device())?,
+            },
+            Layer::Conv2d(c) => c.replace_weight(&self.held(&key, &shape)?)?,
         }
         Ok(())
     }
 
-    /// Puts the base weight of a layer back, bit for bit.
+    /// Puts the base weight of a layer back, bit for bit and in its format.
     pub fn restore(&self, layer: &str) -> Result<()> {
         if let Some(kept) = lock(&self.component.streamed).get_mut(layer) {
             *kept = false;
@@ -313,8 +385,7 @@ impl Weights {
             }
             return Ok(());
         }
-        let base = self.base(layer)?;
-        self.put(layer, &base)
+        self.put_base(layer)
     }
 
     /// Whether a layer's weight is read when it is needed instead of staying in memory.
@@ -336,12 +407,7 @@ impl Weights {
         if lock(&self.component.streamed).get(layer) != Some(&false) {
             return Ok(());
         }
-        let (target, shape) = self.layer(layer)?;
-        let weight = self.held(&format!("{layer}.weight"), &shape)?;
-        if let Layer::Linear(linear) = target {
-            linear.replace_weight(&weight.reshape((linear.out_features(), linear.in_features()))?)?;
-        }
-        Ok(())
+        self.put_base(layer)
     }
 
     /// Frees the weight of a streamed layer, unless it was replaced.
@@ -354,20 +420,20 @@ impl Weights {
         Ok(())
     }
 
-    /// Bytes of a layer's weight in the type it is held in, and how many of them are in memory at present.
+    /// Bytes of a layer's weight in the type or format it is held in, and how many of them are in memory at present.
     pub fn weight_bytes(&self, layer: &str) -> Result<(u64, u64)> {
         let (target, shape) = self.layer(layer)?;
-        let elements: usize = shape.iter().product();
-        let total = (elements * self.held_type(layer).size_in_bytes()) as u64;
+        let (block_len, block_bytes) = match &self.component.source {
+            Source::Files(views) if self.is_encoded(layer) => {
+                views.stored_type(&format!("{layer}.weight")).map_or((1, 1), StoredType::block)
+            }
+            _ => (1, self.held_type(layer).size_in_bytes()),
+        };
+        let total = (shape.iter().product::<usize>() / block_len * block_bytes) as u64;
         Ok(match target {
             Layer::Linear(l) if l.weight_bytes() == 0 => (total, 0),
             Layer::Linear(_) | Layer::Conv2d(_) => (total, total),
         })
-    }
-
-    /// Whether a layer's weight is held in blocks with scales, so that adding to it would round what is added.
-    pub fn is_quantized(&self, _layer: &str) -> bool {
-        false
     }
 
     /// Whether a layer has a bias that can be replaced. A convolution's cannot.

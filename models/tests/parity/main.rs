@@ -16,6 +16,7 @@ mod lora;
 mod noise;
 mod pipeline;
 mod pipeline_flux;
+mod quantised;
 mod sampler;
 mod unet;
 mod vae;
