@@ -185,7 +185,7 @@ impl Weights {
         }
     }
 
-    /// Reads `key` (a full name) as it is stored, having checked its shape. Formats become f32.
+    /// Reads `key` (a full name) as it is stored, having checked its shape. Formats are decoded.
     fn read(&self, key: &str, shape: &[usize]) -> Result<Tensor> {
         self.check(key, shape)?;
         match &self.component.source {
