@@ -173,7 +173,7 @@ mod tests {
         assert!(Format::Q4_0.decode(&[0; 17], 32, None).is_err());
         assert!(Format::Q4_0.decode(&[0; 18], 16, None).is_err());
         assert!(Format::F8E4M3.decode(&[0; 4], 2, Some(&[1.0])).is_err());
-        assert_eq!(Format::Q4K.decode(&[], 256, None).unwrap_or(vec![0.0]), []);
+        assert_eq!(Format::Q4K.decode(&[], 256, None).unwrap_or(vec![0.0]), Vec::<f32>::new());
     }
 
     #[test]

@@ -492,6 +492,14 @@ mod tests {
         linear.replace_low_rank(Vec::new())?;
         same_bytes(&linear.forward_with(&x, Activation::Silu, Some(&r))?, &base)?;
 
+        let codes = (0..50 * 40).map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 24) as u8 & 0xbf).collect();
+        let encoded = EncodedWeight::new(Format::F8E4M3, (50, 40), codes, None)?;
+        let linear = Linear::encoded(&encoded, Some(&b), x.device())?;
+        linear.replace_low_rank(vec![LowRank::new(&down, &up, 0.7)?])?;
+        let sum = (encoded.decode(x.device())? + (up.matmul(&down)? * 0.7)?)?;
+        let y = linear.forward_with(&x, Activation::Silu, Some(&r))?;
+        assert_close(&y, &f64s(&definition(&x, &sum, Some(&b), Activation::Silu, Some(&r))?)?, 1e-5)?;
+
         assert!(linear.replace_low_rank(vec![LowRank::new(&up.t()?, &down.t()?, 1.0)?]).is_err());
         assert!(LowRank::new(&down, &second_up, 1.0).is_err());
         Ok(())

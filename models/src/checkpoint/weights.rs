@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use aquatint_kernels::Format;
 use candle_core::{DType, Device, Tensor};
 
 use super::file::CheckpointFile;
@@ -260,9 +261,9 @@ impl Weights {
             lock(&self.component.streamed).insert(here.prefix.clone(), false);
             Linear::without_weight(in_features, out_features, bias.as_ref())?
         } else {
-            match here.held_matrix(&here.path("weight"), &shape, (out_features, in_features))? {
-                Matrix::Tensor(weight) => Linear::new(&weight, bias.as_ref())?,
-                Matrix::Encoded(weight) => Linear::encoded(&weight, bias.as_ref(), self.device())?,
+            match &here.held_matrix(&here.path("weight"), &shape, (out_features, in_features))? {
+                Matrix::Tensor(weight) => Linear::new(weight, bias.as_ref())?,
+                Matrix::Encoded(weight) => Linear::encoded(weight, bias.as_ref(), self.device())?,
             }
         });
         self.remember(name, Layer::Linear(linear.clone()), shape);
@@ -337,9 +338,15 @@ impl Weights {
 
     /// Whether a layer's weight is held in a format, which no merged weight can be.
     pub fn is_encoded(&self, layer: &str) -> bool {
-        let Source::Files(views) = &self.component.source else { return false };
-        let stored = views.stored_type(&format!("{layer}.weight"));
-        self.component.dtype.is_none() && matches!(stored, Some(StoredType::Encoded(_)))
+        self.held_format(layer).is_some()
+    }
+
+    fn held_format(&self, layer: &str) -> Option<Format> {
+        let Source::Files(views) = &self.component.source else { return None };
+        match views.stored_type(&format!("{layer}.weight")) {
+            Some(StoredType::Encoded(format)) if self.component.dtype.is_none() => Some(format),
+            _ => None,
+        }
     }
 
     /// Replaces a layer's weight; `weight` has the stored shape and is cast to the type weights are held in, which is
@@ -357,8 +364,20 @@ impl Weights {
         Ok(())
     }
 
-    /// Reads the base weight of a layer into it, in the type or format it is held in.
-    fn put_base(&self, layer: &str) -> Result<()> {
+    /// Puts the base weight of a layer back, bit for bit and in its format.
+    pub fn restore(&self, layer: &str) -> Result<()> {
+        if let Some(kept) = lock(&self.component.streamed).get_mut(layer) {
+            *kept = false;
+            if let (Layer::Linear(linear), _) = self.layer(layer)? {
+                linear.drop_weight();
+            }
+            return Ok(());
+        }
+        self.read_weight(layer)
+    }
+
+    /// Reads a layer's weight from the checkpoint, in its format.
+    fn read_weight(&self, layer: &str) -> Result<()> {
         let (target, shape) = self.layer(layer)?;
         let key = format!("{layer}.weight");
         match target {
@@ -369,18 +388,6 @@ impl Weights {
             Layer::Conv2d(c) => c.replace_weight(&self.held(&key, &shape)?)?,
         }
         Ok(())
-    }
-
-    /// Puts the base weight of a layer back, bit for bit and in its format.
-    pub fn restore(&self, layer: &str) -> Result<()> {
-        if let Some(kept) = lock(&self.component.streamed).get_mut(layer) {
-            *kept = false;
-            if let (Layer::Linear(linear), _) = self.layer(layer)? {
-                linear.drop_weight();
-            }
-            return Ok(());
-        }
-        self.put_base(layer)
     }
 
     /// Whether a layer's weight is read when it is needed instead of staying in memory.
@@ -402,7 +409,7 @@ impl Weights {
         if lock(&self.component.streamed).get(layer) != Some(&false) {
             return Ok(());
         }
-        self.put_base(layer)
+        self.read_weight(layer)
     }
 
     /// Frees the weight of a streamed layer, unless it was replaced.
@@ -415,27 +422,18 @@ impl Weights {
         Ok(())
     }
 
-    /// Bytes of a layer's weight in the type or format it is held in, and how many of them are in memory at present.
+    /// Bytes of a layer's weight in the type it is held in, and how many of them are in memory at present.
     pub fn weight_bytes(&self, layer: &str) -> Result<(u64, u64)> {
         let (target, shape) = self.layer(layer)?;
-        let (block_len, block_bytes) = match &self.component.source {
-            Source::Files(views) if self.is_encoded(layer) => {
-                views.stored_type(&format!("{layer}.weight")).map_or((1, 1), StoredType::block)
-            }
-            _ => (1, self.held_type(layer).size_in_bytes()),
-        };
-        let total = (shape.iter().product::<usize>() / block_len * block_bytes) as u64;
+        let elements: usize = shape.iter().product();
+        let total = match self.held_format(layer) {
+            Some(format) => elements / format.block_len() * format.block_bytes(),
+            None => elements * self.held_type(layer).size_in_bytes(),
+        } as u64;
         Ok(match target {
             Layer::Linear(l) if l.weight_bytes() == 0 => (total, 0),
             Layer::Linear(_) | Layer::Conv2d(_) => (total, total),
         })
-    }
-
-    /// Whether a layer's weight is held in blocks with scales, so that adding to it would round what is added.
-    pub fn is_quantized(&self, layer: &str) -> bool {
-        let Source::Files(views) = &self.component.source else { return false };
-        let block = views.stored_type(&format!("{layer}.weight")).map_or(1, |stored| stored.block().0);
-        self.component.dtype.is_none() && block > 1
     }
 
     /// Whether a layer has a bias that can be replaced. A convolution's cannot.

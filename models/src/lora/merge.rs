@@ -163,14 +163,14 @@ impl<'a> Plan<'a> {
     /// What of a layer its changes are about.
     fn changed(&self, key: &Key) -> Changed {
         let changes = &self.changes[key];
-        let beside = self.weights[&key.0].is_quantized(&key.1) && changes.iter().all(Change::is_low_rank);
+        let beside = self.weights[&key.0].is_encoded(&key.1) && changes.iter().all(Change::is_low_rank);
         Changed { weight: !beside, bias: changes.iter().any(|c| c.module().bias.is_some()), beside }
     }
 
     /// Says in the reports what became of quantised layers.
     fn count(&self, reports: &mut [LoraReport]) {
         for (key, changes) in &self.changes {
-            if !self.weights[&key.0].is_quantized(&key.1) {
+            if !self.weights[&key.0].is_encoded(&key.1) {
                 continue;
             }
             let beside = self.changed(key).beside;

@@ -10,7 +10,7 @@ use aquatint_models::checkpoint::safetensors_file::SafetensorsFile;
 use aquatint_models::checkpoint::{Weights, synthetic};
 use aquatint_models::layers::Linear;
 use aquatint_models::lora::{Algorithm, Format, LayerShapes, LoraFile, LoraReport, MergedLoras, Target};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Dtype, TensorView, serialize};
 use serde::Deserialize;
 
@@ -31,13 +31,40 @@ struct Model {
     layers: Vec<(Target, String, Arc<Linear>)>,
 }
 
+/// How the transformer's weights are stored and held.
+#[derive(Clone, Copy, PartialEq)]
+enum Stored {
+    F32,
+    /// Eight-bit floats, which layers keep.
+    Eight,
+    /// The values of the eight-bit floats in f32, held in another type where one is named.
+    Decoded(Option<DType>),
+}
+
+/// The code of an e4m3 float for an element, and its value: `(-1)^s 2^(e - 7) (1 + m / 8)`.
+fn eight_bit(index: usize) -> (u8, f32) {
+    let hash = (index as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
+    let (sign, exponent, mantissa) = ((hash >> 8 & 1) as u8, (hash >> 4 & 3) as u8 + 3, (hash & 7) as u8);
+    let value = 2f32.powi(i32::from(exponent) - 7) * (1.0 + f32::from(mantissa) / 8.0);
+    (sign << 7 | exponent << 3 | mantissa, if sign == 1 { -value } else { value })
+}
+
 impl Model {
     fn new(wide: bool) -> Self {
+        Self::stored(wide, Stored::F32)
+    }
+
+    fn stored(wide: bool, stored: Stored) -> Self {
         let listed: Vec<(String, String, Vec<usize>)> =
             serde_json::from_str(Fixture::open("flux_lora_expected").text("layers")).unwrap();
-        let mut tensors: BTreeMap<String, (Vec<usize>, Vec<u8>)> = BTreeMap::new();
-        for (_, layer, shape) in &listed {
-            let mut values = synthetic::tensor(&format!("{layer}.weight"), shape, 0);
+        let mut tensors: BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> = BTreeMap::new();
+        for (component, layer, shape) in &listed {
+            let is_eight = stored != Stored::F32 && component == "transformer";
+            let eight = || (0..shape.iter().product()).map(|i| eight_bit(i + layer.len()));
+            let mut values = match is_eight {
+                true => eight().map(|(_, value)| value).collect(),
+                false => synthetic::tensor(&format!("{layer}.weight"), shape, 0),
+            };
             let mut shape = shape.clone();
             if wide && layer == "x_embedder" {
                 let zeros = vec![0.0; shape[1]];
@@ -46,20 +73,32 @@ impl Model {
             }
             let bytes = |values: Vec<f32>| values.into_iter().flat_map(f32::to_le_bytes).collect();
             let bias = synthetic::tensor(&format!("{layer}.bias"), &shape[..1], 0);
-            tensors.insert(format!("{layer}.bias"), (shape[..1].to_vec(), bytes(bias)));
-            tensors.insert(format!("{layer}.weight"), (shape, bytes(values)));
+            tensors.insert(format!("{layer}.bias"), (Dtype::F32, shape[..1].to_vec(), bytes(bias)));
+            let weight = match stored {
+                Stored::Eight if is_eight => {
+                    let codes = BTreeMap::from_iter(eight().map(|(code, value)| (value.to_bits(), code)));
+                    let code = |value: &f32| if *value == 0.0 { 0 } else { codes[&value.to_bits()] };
+                    (Dtype::F8_E4M3, shape, values.iter().map(code).collect())
+                }
+                _ => (Dtype::F32, shape, bytes(values)),
+            };
+            tensors.insert(format!("{layer}.weight"), weight);
         }
-        let views = tensors
-            .iter()
-            .map(|(name, (shape, bytes))| (name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
+        let views = tensors.iter().map(|(name, (dtype, shape, bytes))| {
+            (name, TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+        });
         let file = serialize(views, None).unwrap();
         let weights = [Target::Transformer, Target::TextEncoder].map(|target| {
             let file = SafetensorsFile::from_bytes("base", file.clone()).unwrap();
-            (target, Weights::from_files(&target.to_string(), vec![file], None, &Device::Cpu).unwrap())
+            let dtype = match stored {
+                Stored::Decoded(dtype) if target == Target::Transformer => dtype,
+                _ => None,
+            };
+            (target, Weights::from_files(&target.to_string(), vec![file], dtype, &Device::Cpu).unwrap())
         });
         let made = |(component, layer, _): &(String, String, Vec<usize>)| {
             let (target, weights) = weights.iter().find(|(t, _)| t.to_string() == *component).unwrap();
-            let shape = &tensors[&format!("{layer}.weight")].0;
+            let shape = &tensors[&format!("{layer}.weight")].1;
             (*target, layer.clone(), weights.linear(layer, shape[1], shape[0], true).unwrap())
         };
         let layers = listed.iter().map(made).collect();
@@ -172,6 +211,74 @@ fn what_was_merged_before_leaves_no_trace() {
     }
     for (ours, expected) in used.columns().iter().zip(fresh.columns()) {
         assert_eq!(max_difference(ours, &expected), 0.0);
+    }
+}
+
+#[test]
+fn quantised_layers_keep_their_weights_beside_differences_of_low_rank() {
+    let (kohya, second) = (open("flux_lora_kohya"), open("flux_lora_second"));
+    let loras = [(&kohya, 0.7), (&second, -0.3)];
+    let (eight, decoded) = (Model::stored(false, Stored::Eight), Model::stored(false, Stored::Decoded(None)));
+    let base = eight.columns();
+    let mut merged = MergedLoras::default();
+    let reports = eight.merge(&mut merged, &loras).unwrap();
+    // The other 6 of kohya's 46 layers are CLIP's.
+    assert_eq!((reports[0].layers, reports[0].beside, reports[0].dequantized), (46, 40, 0));
+    assert_eq!((reports[1].layers, reports[1].beside, reports[1].dequantized), (8, 8, 0));
+    decoded.merge(&mut MergedLoras::default(), &loras).unwrap();
+    let mut changed = 0;
+    for ((ours, expected), base) in eight.columns().iter().zip(decoded.columns()).zip(&base) {
+        let d = max_difference(ours, &expected);
+        assert!(d <= 1e-5, "differs by {d:e}");
+        changed += usize::from(max_difference(ours, base) > 1e-2);
+    }
+    assert_eq!(changed, 46);
+    eight.merge(&mut merged, &[]).unwrap();
+    for (restored, base) in eight.columns().iter().zip(&base) {
+        assert_eq!(max_difference(restored, base), 0.0);
+    }
+}
+
+#[test]
+fn quantised_layers_become_16_bits_for_other_differences() {
+    let (lycoris, control, kohya) =
+        (open("flux_lora_lycoris"), open("flux_lora_control"), open("flux_lora_kohya"));
+    let eight = Model::stored(true, Stored::Eight);
+    let base = eight.columns();
+    let mut merged = MergedLoras::default();
+    // Biases are merged beside a difference of low rank too.
+    let expect = |loras: &[(&LoraFile, f64)], dtype| {
+        let decoded = Model::stored(true, Stored::Decoded(dtype));
+        decoded.merge(&mut MergedLoras::default(), loras).unwrap();
+        decoded.columns()
+    };
+    let reports = eight.merge(&mut merged, &[(&control, 0.5)]).unwrap();
+    assert_eq!((reports[0].layers, reports[0].beside, reports[0].dequantized), (50, 50, 0));
+    for (ours, expected) in eight.columns().iter().zip(expect(&[(&control, 0.5)], None)) {
+        assert!(max_difference(ours, &expected) <= 1e-5);
+    }
+    // A layer that is 16 bits for one LoRA is so for the others.
+    let loras = [(&lycoris, 0.7), (&kohya, 0.3)];
+    let reports = eight.merge(&mut merged, &loras).unwrap();
+    assert_eq!((reports[0].beside, reports[0].dequantized), (0, 27));
+    let others = 40 - reports[1].dequantized;
+    assert_eq!((reports[1].beside, reports[1].layers), (others, 46));
+    let (exact, rounded) = (expect(&loras, None), expect(&loras, Some(DType::BF16)));
+    let mut in_16_bits = 0;
+    for ((ours, exact), rounded) in eight.columns().iter().zip(exact).zip(rounded) {
+        let is_rounded = max_difference(ours, &rounded) == 0.0;
+        assert!(is_rounded || max_difference(ours, &exact) <= 1e-5);
+        in_16_bits += usize::from(is_rounded && max_difference(ours, &exact) > 1e-4);
+    }
+    assert_eq!(in_16_bits, 27);
+    // From 16 bits back to beside, and undone.
+    eight.merge(&mut merged, &[(&kohya, 1.0)]).unwrap();
+    for (ours, expected) in eight.columns().iter().zip(expect(&[(&kohya, 1.0)], None)) {
+        assert!(max_difference(ours, &expected) <= 1e-5);
+    }
+    eight.merge(&mut merged, &[]).unwrap();
+    for (restored, base) in eight.columns().iter().zip(&base) {
+        assert_eq!(max_difference(restored, base), 0.0);
     }
 }
 

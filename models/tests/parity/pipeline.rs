@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use aquatint_models::checkpoint::synthetic;
-use aquatint_models::pipeline::{GenerationRequest, LoadOptions, LoraChoice, Mode, ModelSource, Pipeline};
+use aquatint_models::pipeline::{
+    Family, GenerationRequest, LoadOptions, LoraChoice, Mode, ModelSource, Pipeline,
+};
 use image::{GrayImage, Luma, Rgb, RgbImage};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
@@ -14,7 +16,7 @@ use serde_json::Value;
 use crate::common::Fixture;
 
 /// A model folder written from a fixture, and the pipeline loaded from it.
-struct Model {
+pub(crate) struct Model {
     name: String,
     fixture: Fixture,
     cases: BTreeMap<String, Value>,
@@ -22,7 +24,7 @@ struct Model {
 }
 
 impl Model {
-    fn load(name: &str) -> Self {
+    pub(crate) fn load(name: &str) -> Self {
         Self::load_with(name, LoadOptions::default())
     }
 
@@ -34,9 +36,14 @@ impl Model {
         Self { name: name.to_owned(), fixture, cases, pipeline }
     }
 
+    pub(crate) fn pipeline(&self) -> &Pipeline {
+        &self.pipeline
+    }
+
     /// The picture of a case, after `change` has had its way with the request.
-    fn picture(&self, case: &str, change: impl FnOnce(&mut GenerationRequest)) -> RgbImage {
-        let mut request = request(&self.cases[case]);
+    pub(crate) fn picture(&self, case: &str, change: impl FnOnce(&mut GenerationRequest)) -> RgbImage {
+        let flux = self.pipeline.info().family == Family::Flux;
+        let mut request = request(&self.cases[case], if flux { 3.5 } else { 5.0 });
         change(&mut request);
         self.pipeline.generate(&request).unwrap()
     }
@@ -63,7 +70,7 @@ impl Model {
     }
 
     /// The part of values that differ by more than one level, and the largest difference.
-    fn compare(&self, case: &str, ours: &RgbImage) -> (f64, u8) {
+    pub(crate) fn compare(&self, case: &str, ours: &RgbImage) -> (f64, u8) {
         let expected = self.fixture.tensor(case);
         let (height, width, _) = expected.dims3().unwrap();
         assert_eq!(
@@ -109,7 +116,17 @@ fn write_folder(fixture: &Fixture, name: &str) -> PathBuf {
         safetensors::serialize_to_file(views, None, &path).unwrap();
     }
     let tokenizers = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-    for (to, from) in [("tokenizer", "tokenizer"), ("tokenizer_2", "tokenizer_2")] {
+    let flux = model.contains_key("transformer");
+    if flux {
+        std::fs::create_dir_all(root.join("tokenizer_2")).unwrap();
+        let file = "tokenizer_2/tokenizer.json";
+        std::fs::copy(tokenizers.join("t5_tokenizer/tokenizer.json"), root.join(file)).unwrap();
+    }
+    for (to, from) in [("tokenizer", "tokenizer"), ("tokenizer_2", "tokenizer_2")].into_iter().take(if flux {
+        1
+    } else {
+        2
+    }) {
         std::fs::create_dir_all(root.join(to)).unwrap();
         for file in ["vocab.json", "merges.txt"] {
             std::fs::copy(tokenizers.join("tokenizer").join(file), root.join(to).join(file)).unwrap();
@@ -125,7 +142,7 @@ fn bytes(name: &str, shape: &[usize], seed: u64) -> Vec<u8> {
 }
 
 /// The recorded request in our words.
-fn request(case: &Value) -> GenerationRequest {
+fn request(case: &Value, default_guidance: f64) -> GenerationRequest {
     let number = |key: &str| case.get(key).and_then(Value::as_f64);
     let pair =
         |key: &str| case.get(key).map(|v| (v[0].as_u64().unwrap() as usize, v[1].as_u64().unwrap() as usize));
@@ -135,7 +152,9 @@ fn request(case: &Value) -> GenerationRequest {
     request.width = Some(width as usize);
     request.height = Some(height as usize);
     request.num_inference_steps = Some(number("num_inference_steps").unwrap_or(6.0) as usize);
-    request.guidance_scale = Some(number("guidance_scale").unwrap_or(5.0));
+    request.guidance_scale = number("guidance_scale").or(Some(default_guidance));
+    request.true_cfg_scale = number("true_cfg_scale");
+    request.max_sequence_length = number("max_sequence_length").map(|n| n as usize);
     request.scheduler = case.get("scheduler").map(|v| v.as_str().unwrap().to_owned());
     request.clip_skip = number("clip_skip").unwrap_or(0.0) as usize;
     request.micro_conditioning.original_size = pair("original_size");
@@ -165,7 +184,7 @@ fn picture(width: u32, height: u32) -> (RgbImage, GrayImage) {
     (image, mask)
 }
 
-fn check_all(name: &str) {
+pub(crate) fn check_all(name: &str) {
     let mut model = Model::load(name);
     for case in model.cases.clone().keys() {
         model.check(case);

@@ -4,6 +4,7 @@ Latents are packed, given positions and unpacked by the pipelines' own functions
 """
 import json
 import pathlib
+from unittest import mock
 
 import torch
 from diffusers import FluxKontextPipeline, FluxPipeline, FluxTransformer2DModel
@@ -36,7 +37,7 @@ def inputs(name, config, seed):
         pooled=torch.randn(batch, config["pooled_projection_dim"], generator=r),
     )
     if config["guidance_embeds"]:
-        given["guidance"] = torch.tensor([3.5, 30.0])
+        given["guidance"] = torch.tensor([30.0, 15.0] if name == "fill" else [3.5, 2.5])
     if name == "kontext":
         given["reference"] = torch.randn(batch, config["in_channels"] // 4, 6, 4, generator=r)
     return given
@@ -48,6 +49,12 @@ def pack(latents):
 
 def ids(latents, dtype):
     return FluxPipeline._prepare_latent_image_ids(None, latents.shape[2] // 2, latents.shape[3] // 2, "cpu", dtype)
+
+
+def rounded_exp(x):
+    """exp as f64 rounds it. torch's f32 has another last bit here and there, which moves the embedding of a guidance of 30
+    (sines and cosines of up to 30,000) by 1e-3 and Fill's output by 1e-4."""
+    return x.double().exp().to(x.dtype)
 
 
 def run(config, seed, given, dtype):
@@ -79,10 +86,13 @@ def main():
     for name, config in CONFIGS.items():
         # As in unet.py: the best of a few seeds, by how certain f32 is.
         best = None
-        for seed in range(8):
+        for seed in range(16):
             given = inputs(name, config, seed)
-            y = run(config, seed, given, torch.float32)
-            uncertainty = (run(config, seed, given, torch.float64) - y).abs().max().item()
+            exp = rounded_exp if name == "fill" else torch.exp
+            with mock.patch("torch.exp", exp):
+                y = run(config, seed, given, torch.float32)
+            with mock.patch("torch.exp", rounded_exp):
+                uncertainty = (run(config, seed, given, torch.float64) - y).abs().max().item()
             if best is None or uncertainty < best[0]:
                 best = uncertainty, seed, given, y
         uncertainty, seed, given, y = best

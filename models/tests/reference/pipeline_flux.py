@@ -23,7 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 import synthetic
 from pipeline_parts import FIXTURES, picture, text, tokenizer
 
-T5_TOKENIZER = FIXTURES / "tokenizer_t5"
+T5_TOKENIZER = FIXTURES / "t5_tokenizer"
 VAE = dict(
     in_channels=3, out_channels=3, latent_channels=16, sample_size=64, norm_num_groups=8, block_out_channels=[16, 32, 32, 32],
     layers_per_block=1, down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
@@ -97,6 +97,14 @@ CASES = {
 KINDS = {"Euler Karras": "use_karras_sigmas", "Euler Exponential": "use_exponential_sigmas", "Euler Beta": "use_beta_sigmas"}
 
 
+def t5_encoder(config):
+    """The embedding table has two names; files hold it as shared.weight."""
+    encoder = synthetic.fill(T5EncoderModel(T5Config(**config)), 1)
+    table = synthetic.tensor("shared.weight", tuple(encoder.shared.weight.shape), 1)
+    encoder.shared.weight.data = encoder.encoder.embed_tokens.weight.data = torch.from_numpy(table)
+    return encoder
+
+
 def components(name):
     parts = MODELS[name]
     scheduler = {k: v for k, v in parts["scheduler"].items() if k != "_class_name"}
@@ -104,7 +112,7 @@ def components(name):
         transformer=synthetic.fill(FluxTransformer2DModel(**parts["transformer"])),
         vae=synthetic.fill(AutoencoderKL(**parts["vae"])),
         text_encoder=synthetic.fill(CLIPTextModel(CLIPTextConfig(**parts["text_encoder"]))),
-        text_encoder_2=synthetic.fill(T5EncoderModel(T5Config(**parts["text_encoder_2"])), 1),
+        text_encoder_2=t5_encoder(parts["text_encoder_2"]),
         tokenizer=tokenizer("<|endoftext|>"),
         tokenizer_2=T5TokenizerFast.from_pretrained(T5_TOKENIZER),
         scheduler=FlowMatchEulerDiscreteScheduler(**scheduler),
@@ -115,8 +123,8 @@ def run(name, parts, case):
     case = dict(height=64, width=64, num_inference_steps=6, guidance_scale=3.5) | case
     mode, scheduler = case.pop("mode", "txt2img"), case.pop("scheduler", None)
     if scheduler:
-        config = dict(parts["scheduler"].config) | {KINDS[scheduler]: True}
-        parts = parts | dict(scheduler=FlowMatchEulerDiscreteScheduler.from_config(config))
+        config = {k: v for k, v in MODELS[name]["scheduler"].items() if k != "_class_name"}
+        parts = parts | dict(scheduler=FlowMatchEulerDiscreteScheduler(**config, **{KINDS[scheduler]: True}))
     if mode != "txt2img":
         case["image"], mask = picture(case["height"], case["width"])
     if mode == "inpaint":
@@ -139,7 +147,7 @@ def main():
     for name in sys.argv[1:] or MODELS:
         parts = components(name)
         shapes = {
-            c: {k: list(v.shape) for k, v in parts[c].state_dict().items() if v.is_floating_point()}
+            c: {k: list(v.shape) for k, v in parts[c].state_dict().items() if v.is_floating_point() and k != "encoder.embed_tokens.weight"}
             for c in ("transformer", "vae", "text_encoder", "text_encoder_2")
         }
         tensors = {}

@@ -1,0 +1,85 @@
+//! Whole pictures of FLUX against diffusers' (`tests/reference/pipeline_flux.py`), by the rule of `pipeline.rs`.
+
+use aquatint_models::pipeline::{GenerationRequest, Mode};
+
+use crate::pipeline::{Model, check_all};
+
+#[test]
+fn flux_dev() {
+    check_all("flux_dev");
+}
+
+#[test]
+fn flux_schnell() {
+    check_all("flux_schnell");
+}
+
+#[test]
+fn flux_fill() {
+    check_all("flux_fill");
+}
+
+#[test]
+fn flux_kontext() {
+    check_all("flux_kontext");
+}
+
+/// Each change must move the picture beyond the tolerance, or the fixtures would not show an error in that input.
+#[test]
+fn the_fixtures_notice_every_input_of_flux() {
+    type Change = fn(&mut GenerationRequest);
+    let changes: [(&str, Change); 5] = [
+        ("prompt", |r| r.prompt = r.prompt.replace("red", "blue")),
+        ("seed", |r| r.seed += 1),
+        ("step count", |r| *r.num_inference_steps.as_mut().unwrap() += 1),
+        ("sequence length", |r| r.max_sequence_length = Some(64)),
+        ("guidance by 0.5", |r| *r.guidance_scale.as_mut().unwrap() += 0.5),
+    ];
+    // Schnell takes no guidance.
+    for (name, cases, count) in [
+        ("flux_dev", &["txt2img", "img2img", "inpaint", "true_cfg"][..], 5),
+        ("flux_schnell", &["txt2img"], 4),
+        ("flux_fill", &["inpaint"], 5),
+        ("flux_kontext", &["edit"], 5),
+    ] {
+        let model = Model::load(name);
+        for case in cases {
+            for (what, change) in &changes[..count] {
+                let (beyond_1, worst) = model.compare(case, &model.picture(case, change));
+                assert!(worst > 2 || beyond_1 > 0.01, "{name} {case}: another {what} goes unnoticed");
+            }
+        }
+    }
+    let model = Model::load("flux_dev");
+    let (beyond_1, worst) =
+        model.compare("true_cfg", &model.picture("true_cfg", |r| r.true_cfg_scale = Some(4.2)));
+    assert!(worst > 2 || beyond_1 > 0.01, "another true_cfg_scale goes unnoticed");
+}
+
+#[test]
+fn what_flux_cannot_do_is_refused_by_name() {
+    let model = Model::load("flux_schnell");
+    let refused = |change: fn(&mut GenerationRequest)| {
+        let mut request = GenerationRequest::new("a cat", 1);
+        (request.width, request.height, request.num_inference_steps) = (Some(64), Some(64), Some(1));
+        change(&mut request);
+        model.pipeline().start(&request).unwrap_err().to_string()
+    };
+    assert!(refused(|r| r.scheduler = Some("DPM++ 2M".into())).contains("flow matching"));
+    assert!(refused(|r| r.max_sequence_length = Some(513)).contains("max_sequence_length is 513"));
+    assert!(refused(|r| r.true_cfg_scale = Some(-1.0)).contains("true_cfg_scale is -1"));
+    let fill = Model::load("flux_fill");
+    let mut request = GenerationRequest::new("a cat", 1);
+    request.mode = Mode::TextToImage;
+    assert!(fill.pipeline().start(&request).unwrap_err().to_string().contains("mask"));
+}
+
+/// diffusers floors sides to multiples of 16; here they are rounded up and the picture is cropped.
+#[test]
+fn a_size_between_is_the_larger_picture_cropped() {
+    let model = Model::load("flux_schnell");
+    let exact = model.picture("txt2img", |r| (r.width, r.height) = (Some(80), Some(64)));
+    let odd = model.picture("txt2img", |r| (r.width, r.height) = (Some(72), Some(60)));
+    assert_eq!(odd.dimensions(), (72, 60));
+    assert_eq!(odd, image::imageops::crop_imm(&exact, 0, 0, 72, 60).to_image());
+}
