@@ -90,19 +90,6 @@ impl PackedWeight {
         Ok(Self { data, columns, parts, depth })
     }
 
-    /// What it takes in memory.
-    pub(crate) fn bytes(&self) -> usize {
-        match &self.data {
-            Data::F32(lines) => size_of_val(&lines[..]),
-            Data::F16(lines) => size_of_val(&lines[..]),
-            Data::Bf16(lines) => size_of_val(&lines[..]),
-            Data::F8E4M3(lines, scales) | Data::F8E5M2(lines, scales) => {
-                size_of_val(&lines[..]) + scales.as_ref().map_or(0, |s| size_of_val(&s[..]))
-            }
-            Data::Quantised(panels) => panels.bytes(),
-        }
-    }
-
     /// Packs a matrix `(out, in)`, which keeps its format.
     pub(crate) fn encoded(weight: &EncodedWeight) -> Self {
         let (columns, depth) = weight.dims();
@@ -132,6 +119,19 @@ impl PackedWeight {
             }
         };
         Self { data, columns, parts: 1, depth }
+    }
+
+    /// What it takes in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        match &self.data {
+            Data::F32(lines) => size_of_val(&lines[..]),
+            Data::F16(lines) => size_of_val(&lines[..]),
+            Data::Bf16(lines) => size_of_val(&lines[..]),
+            Data::F8E4M3(lines, scales) | Data::F8E5M2(lines, scales) => {
+                size_of_val(&lines[..]) + scales.as_ref().map_or(0, |scales| size_of_val(&scales[..]))
+            }
+            Data::Quantised(panels) => panels.bytes(),
+        }
     }
 
     /// Steps of the sum.

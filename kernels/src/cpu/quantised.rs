@@ -48,11 +48,6 @@ pub(super) struct QuantisedPanels {
 }
 
 impl QuantisedPanels {
-    /// What it takes in memory.
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes.len()
-    }
-
     /// `None` for the formats without blocks.
     pub(super) fn new(weight: &EncodedWeight) -> Option<Self> {
         let layout = Layout::new(Shape::of(weight.format)?);
@@ -77,6 +72,11 @@ impl QuantisedPanels {
     pub(super) fn decode(&self, level: super::Level, panel: usize, from: usize, to: &mut [Line]) {
         let panel_bytes = self.blocks * self.layout.bytes;
         decode(level, &self.layout, &self.bytes[panel * panel_bytes..][..panel_bytes], from, to);
+    }
+
+    /// Bytes held.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes.len()
     }
 }
 
