@@ -151,15 +151,16 @@ impl Linear {
             let x = if on_cpu { x.to_dtype(DType::F32)? } else { x.clone() };
             (self.forward(&x)? * scale)?.to_dtype(x_type)
         } else {
-            match &*self.weight.read() {
-                Weight::Plain(w) => {
-                    let (x, Beside { bias, low_rank }) = ((x * scale)?, &*self.beside());
-                    let bias = bias.as_ref().map(|b| b * scale).transpose()?;
-                    let y = definition(&x, w, bias.as_ref(), Activation::None, None)?;
-                    low_rank.iter().try_fold(y, |y, difference| difference.forward(&x, Some(&y)))
+            let (x, Beside { bias, low_rank }) = ((x * scale)?, &*self.beside());
+            let bias = bias.as_ref().map(|b| b * scale).transpose()?;
+            let y = match &*self.weight.read() {
+                Weight::Plain(w) => definition(&x, w, bias.as_ref(), Activation::None, None)?,
+                Weight::Encoded(w) => rest(w.product(&x)?, bias.as_ref(), Activation::None, None)?,
+                Weight::Packed(_) | Weight::Absent => {
+                    bail!("linear: no weight of this layer is on the input's device")
                 }
-                _ => bail!("linear: no weight of this layer is on the input's device"),
-            }
+            };
+            low_rank.iter().try_fold(y, |y, difference| difference.forward(&x, Some(&y)))
         }
     }
 
