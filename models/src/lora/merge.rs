@@ -163,17 +163,20 @@ impl<'a> Plan<'a> {
     /// What of a layer its changes are about.
     fn changed(&self, key: &Key) -> Changed {
         let changes = &self.changes[key];
-        let beside = self.weights[&key.0].is_encoded(&key.1) && changes.iter().all(Change::is_low_rank);
+        // A weight that is read for each use stays in the file: its differences take little memory, it would take all.
+        let keeps_weight =
+            self.weights[&key.0].is_encoded(&key.1) || self.weights[&key.0].is_streamed(&key.1);
+        let beside = keeps_weight && changes.iter().all(Change::is_low_rank);
         Changed { weight: !beside, bias: changes.iter().any(|c| c.module().bias.is_some()), beside }
     }
 
-    /// Says in the reports what became of quantised layers.
+    /// Says in the reports what became of quantised and of streamed layers.
     fn count(&self, reports: &mut [LoraReport]) {
         for (key, changes) in &self.changes {
-            if !self.weights[&key.0].is_encoded(&key.1) {
+            let beside = self.changed(key).beside;
+            if !beside && !self.weights[&key.0].is_encoded(&key.1) {
                 continue;
             }
-            let beside = self.changed(key).beside;
             for change in changes {
                 if let Some(report) = reports.get_mut(change.number) {
                     *(if beside { &mut report.beside } else { &mut report.dequantized }) += 1;

@@ -6,7 +6,8 @@
 //! "base + these LoRAs". The base is read from the checkpoint again each time, so undoing is exact.
 //!
 //! A layer that is quantised would lose a small difference in its steps: a LoRA is applied beside its weight, and what
-//! is of no low rank replaces the layer by one that is not quantised, which the report counts.
+//! is of no low rank replaces the layer by one that is not quantised, which the report counts. A layer whose weight is
+//! read from the checkpoint for each use is treated alike: it stays there, or its merged weight stays in memory.
 //!
 //! - LoRA: `W + scale * alpha / rank * up down`, <https://arxiv.org/abs/2106.09685>; convolutions as in LoCon.
 //! - LoHa, LoKr: Hadamard and Kronecker products of small factors, <https://arxiv.org/abs/2309.14859>.
@@ -128,7 +129,8 @@ pub struct LoraReport {
     pub unmatched: Vec<String>,
     /// Layers that the file changes.
     pub layers: usize,
-    /// Those of them that are quantised and keep their weight: the difference is applied beside it.
+    /// Those of them that are quantised, or read from the checkpoint for each use, and keep their weight: the difference
+    /// is applied beside it.
     pub beside: usize,
     /// Those of them that are quantised and are not while the file is merged, as its difference is of no low rank:
     /// they take the room of 16-bit weights.
