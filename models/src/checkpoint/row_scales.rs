@@ -1,13 +1,15 @@
 //! Scales that stand beside weights of eight-bit floats: `layer.scale_weight` or `layer.weight_scale` for
 //! `layer.weight`, one number or one for each row.
 //!
-//! The file then marks itself with a tensor `scaled_fp8`. Scales of a layer's input (`scale_input`, `input_scale`) are
+//! The file then marks itself with a tensor `scaled_fp8`, or the layer with one, `comfy_quant`. Scales of a layer's input (`scale_input`, `input_scale`) are
 //! for products in eight bits: with a decoded weight nothing is to be done about them.
 
 /// Names of a weight's scales within its layer.
 const OF_WEIGHTS: [&str; 2] = ["scale_weight", "weight_scale"];
 const OF_INPUTS: [&str; 2] = ["scale_input", "input_scale"];
+/// Marks of a file and of a layer.
 const MARK: &str = "scaled_fp8";
+const MARK_OF_LAYER: &str = "comfy_quant";
 
 type ShapeOf<'a> = &'a dyn Fn(&str) -> Option<Vec<usize>>;
 
@@ -18,8 +20,8 @@ fn layer_and_param(name: &str) -> (&str, &str) {
 /// Whether a tensor is only there for the sake of another one.
 pub(super) fn belongs_to_another(name: &str, shape_of: ShapeOf<'_>) -> bool {
     let (layer, param) = layer_and_param(name);
-    let scale = OF_WEIGHTS.contains(&param) || OF_INPUTS.contains(&param);
-    param == MARK || scale && shape_of(&format!("{layer}.weight")).is_some()
+    let beside = OF_WEIGHTS.contains(&param) || OF_INPUTS.contains(&param) || param == MARK_OF_LAYER;
+    param == MARK || beside && shape_of(&format!("{layer}.weight")).is_some()
 }
 
 /// The name of a tensor's scales. The error is a reason.

@@ -137,7 +137,7 @@ def eight_bits():
     file |= {"one.weight": w, "one.scale_weight": s, "one.scale_input": torch.tensor(2.0), "one.bias": make("one.bias", (20,))}
     expected["one"] = w.float() * s
     w, s = make("rows.weight", (20, 24)).to(e4m3), make("rows.scale", (20, 1)).abs()
-    file |= {"rows.weight": w, "rows.weight_scale": s, "rows.input_scale": torch.ones(1)}
+    file |= {"rows.weight": w, "rows.weight_scale": s, "rows.input_scale": torch.ones(1), "rows.comfy_quant": torch.zeros(4, dtype=torch.uint8)}
     expected["rows"] = w.float() * s
     for name, kind in [("plain", e4m3), ("other", e5m2)]:
         file[f"{name}.weight"] = make(f"{name}.weight", (20, 24)).to(kind)
