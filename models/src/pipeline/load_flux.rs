@@ -8,6 +8,7 @@ use super::flux::MAX_SEQUENCE_LENGTH;
 use super::load::{ModelIndex, PROMPTS_KEPT, last_names, replaced_vae, scheduler, weight_bytes};
 use super::memory::{Extent, MemoryNeeds, MemoryPlan, Place, WeightSizes, Widths, free_bytes};
 use super::{Family, LoadOptions, ModelInfo, Pipeline, Preset};
+use crate::checkpoint::flux_shape::shape_facts;
 use crate::checkpoint::{ModelFolder, Weights};
 use crate::denoiser::flux::{BlockWeights, FluxOptions, ModulationWeights};
 use crate::denoiser::{Denoiser, FluxConfig, FluxTransformer};
@@ -46,7 +47,7 @@ impl Pipeline {
             ));
         }
         let dtype = options.precision.dtype();
-        let config: FluxConfig = folder.json("transformer/config.json")?;
+        let config = config(folder, options, &device)?;
         let vae_config: AutoencoderKlConfig = folder.json("vae/config.json")?;
         let info = info(folder, index, options, &config, &vae_config)?;
         let scheduler = scheduler(folder, Family::Flux)?;
@@ -83,10 +84,36 @@ impl Pipeline {
 
     /// What a model of FLUX would be.
     pub(super) fn describe_flux(folder: &ModelFolder, index: &ModelIndex) -> Result<ModelInfo> {
-        let config: FluxConfig = folder.json("transformer/config.json")?;
+        let config = config(folder, &LoadOptions::default(), &Device::Cpu)?;
         let vae: AutoencoderKlConfig = folder.json("vae/config.json")?;
         info(folder, index, &LoadOptions::default(), &config, &vae)
     }
+}
+
+/// The transformer's config: the folder's, or what the tensors of a file in its place say.
+fn config(folder: &ModelFolder, options: &LoadOptions, device: &Device) -> Result<FluxConfig> {
+    let file = "transformer/config.json";
+    let config: FluxConfig = if folder.contains(file) { folder.json(file)? } else { FluxConfig::default() };
+    let weights = match &options.unet {
+        Some(path) => Weights::open("transformer", &[path.clone()], None, device)?,
+        None if folder.contains(file) => return Ok(config),
+        None => folder.weights("transformer", None, device)?,
+    };
+    let shape = shape_facts(&weights)?;
+    Ok(FluxConfig {
+        in_channels: shape.in_channels,
+        out_channels: Some(shape.out_channels),
+        num_layers: shape.double_blocks,
+        num_single_layers: shape.single_blocks,
+        attention_head_dim: shape.head_dim,
+        num_attention_heads: shape.heads(),
+        joint_attention_dim: shape.joint_attention_dim,
+        pooled_projection_dim: shape.pooled_projection_dim,
+        guidance_embeds: shape.guidance_embeds,
+        // These cannot be seen in a file.
+        patch_size: config.patch_size,
+        axes_dims_rope: config.axes_dims_rope,
+    })
 }
 
 /// The parts of a model that may be held in different ways.
