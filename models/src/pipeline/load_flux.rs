@@ -5,7 +5,9 @@ use std::sync::OnceLock;
 use candle_core::{DType, Device};
 
 use super::flux::MAX_SEQUENCE_LENGTH;
-use super::load::{ModelIndex, PROMPTS_KEPT, last_names, replaced_vae, scheduler, weight_bytes};
+use super::load::{
+    ModelIndex, PROMPTS_KEPT, has_random_weights, last_names, replaced_vae, scheduler, weight_bytes,
+};
 use super::memory::{Extent, MemoryNeeds, MemoryPlan, Place, WeightSizes, Widths, free_bytes};
 use super::{Family, LoadOptions, ModelInfo, Pipeline, Preset};
 use crate::checkpoint::flux_shape::shape_facts;
@@ -239,7 +241,7 @@ fn info(
         device: String::new(),
         needs_mask: config.in_channels == fill,
         edits_pictures,
-        random_weights: false,
+        random_weights: has_random_weights(folder),
         preset: None,
         memory: None,
         fallback_for: None,
