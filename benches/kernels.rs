@@ -8,7 +8,7 @@ use aquatint_kernels as kernels;
 use candle_core::{D, DType, Device, Result, Tensor};
 use criterion::{Criterion, Throughput};
 use kernels::attention::Mask;
-use kernels::{Activation, Conv2d, Linear, Padding};
+use kernels::{Activation, Conv2d, EncodedWeight, Format, Linear, Padding};
 
 fn random(shape: impl Into<candle_core::Shape>) -> Result<Tensor> {
     Tensor::randn(0f32, 1f32, shape, &Device::Cpu)
@@ -67,6 +67,35 @@ fn linear(c: &mut Criterion) -> Result<()> {
             let half = w.to_dtype(DType::F16)?;
             let layer = Linear::new(&half, Some(&b))?;
             time(c, &format!("{name}_f16"), Work::Flops(2 * m * k * n), || layer.forward(&x))?;
+        }
+    }
+    Ok(())
+}
+
+/// One weight in every type it can be held in, at few rows, where decoding shows most, and at those of a picture.
+fn quantised(c: &mut Criterion) -> Result<()> {
+    let (k, n) = (3072, 3072);
+    for m in [1, 16, 128, 512] {
+        let x = random((m, k))?;
+        let mut layer = |name: &str, layer: Linear, decoded: &Tensor| -> Result<()> {
+            let name = format!("linear_{m}x{k}x{n}_{name}");
+            check(&name, &layer.forward(&x)?, &x.matmul(&decoded.t()?)?, 1e-2)?;
+            time(c, &name, Work::Flops(2 * m * k * n), || layer.forward(&x))
+        };
+        let w = (random((n, k))? / (k as f64).sqrt())?;
+        layer("f32", Linear::new(&w, None)?, &w)?;
+        let half = w.to_dtype(DType::F16)?;
+        layer("f16", Linear::new(&half, None)?, &half.to_dtype(DType::F32)?)?;
+        for format in [Format::F8E4M3, Format::Q8_0, Format::Q4_0, Format::Q4K, Format::Q5K, Format::Q6K] {
+            // Any bytes without NaN and without great scales will do.
+            let len = n * k / format.block_len() * format.block_bytes();
+            let bytes = (0..len).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8 & 0x17).collect();
+            let w = EncodedWeight::new(format, (n, k), bytes, None)?;
+            layer(
+                &format!("{format:?}").to_lowercase(),
+                Linear::encoded(&w, None, &Device::Cpu)?,
+                &w.decode(&Device::Cpu)?,
+            )?;
         }
     }
     Ok(())
@@ -206,6 +235,7 @@ fn main() -> Result<()> {
         .configure_from_args();
     let run = |criterion: &mut Criterion| {
         linear(criterion)?;
+        quantised(criterion)?;
         conv2d(criterion)?;
         attention(criterion)?;
         norms(criterion)?;

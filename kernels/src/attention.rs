@@ -1,6 +1,6 @@
 //! Scaled dot-product attention.
 
-use candle_core::{D, Result, Tensor, bail};
+use candle_core::{D, DType, Result, Tensor, bail};
 
 use crate::cpu::{self, Level, Line, PANEL, Shared, by_level, for_each_piece, math};
 
@@ -18,25 +18,48 @@ pub enum Mask {
 /// `q`: `(batch, queries, heads * d)`; `k`, `v`: `(batch, keys, heads * d)`, heads side by side in the channels;
 /// returns `(batch, queries, heads * d)`. `scale` is `1 / sqrt(d)` in every model here.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Mask) -> Result<Tensor> {
-    let (batch, queries, channels) = q.dims3()?;
-    let (_, keys, _) = k.dims3()?;
-    if heads == 0 || channels % heads != 0 {
-        bail!("attention: {channels} channels cannot be divided into {heads} heads");
-    }
-    if keys == 0 || k.dims() != [batch, keys, channels] || v.dims() != k.dims() {
-        bail!(
-            "attention: keys of shape {:?} and values of {:?} for queries of {:?}",
-            k.dims(),
-            v.dims(),
-            q.dims()
-        );
-    }
-    let sizes = Sizes { batch, heads, d: channels / heads, queries, keys };
+    let sizes = Sizes::new(q, k, v, heads)?;
+    let scale = f64::from(1.0 / (sizes.d as f32).sqrt());
+    let scores = Scores { mask, scale, bias: None };
     if q.device().is_cpu() {
-        on_cpu(Level::best(), q, k, v, sizes, mask)
+        on_cpu(Level::best(), q, k, v, sizes, scores)
     } else {
-        definition(q, k, v, sizes, mask)
+        definition(q, k, v, sizes, scores)
     }
+}
+
+/// `softmax(scale * q k^T + bias) v`, head by head: T5, whose `scale` is 1 and whose bias tells positions apart.
+///
+/// Shapes as for [`attention`]; `bias`: `(heads, queries, keys)`, the same for every sample. Scores are scaled,
+/// moved and normalised in f32 whatever the type of `q`.
+pub fn biased_attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    heads: usize,
+    scale: f64,
+    bias: &Tensor,
+) -> Result<Tensor> {
+    let sizes = Sizes::new(q, k, v, heads)?;
+    if bias.dims() != [heads, sizes.queries, sizes.keys] {
+        let Sizes { queries, keys, .. } = sizes;
+        bail!("attention: a bias of {:?} for {heads} heads, {queries} queries, {keys} keys", bias.dims());
+    }
+    let scores = Scores { mask: Mask::None, scale, bias: Some(bias) };
+    if q.device().is_cpu() {
+        on_cpu(Level::best(), q, k, v, sizes, scores)
+    } else {
+        definition(q, k, v, sizes, scores)
+    }
+}
+
+/// What becomes of the products of queries and keys.
+#[derive(Clone, Copy)]
+struct Scores<'a> {
+    mask: Mask,
+    scale: f64,
+    /// `(heads, queries, keys)`
+    bias: Option<&'a Tensor>,
 }
 
 #[derive(Clone, Copy)]
@@ -48,27 +71,62 @@ struct Sizes {
     keys: usize,
 }
 
-fn definition(q: &Tensor, k: &Tensor, v: &Tensor, sizes: Sizes, mask: Mask) -> Result<Tensor> {
+impl Sizes {
+    fn new(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize) -> Result<Self> {
+        let (batch, queries, channels) = q.dims3()?;
+        let (_, keys, _) = k.dims3()?;
+        if heads == 0 || channels % heads != 0 {
+            bail!("attention: {channels} channels cannot be divided into {heads} heads");
+        }
+        if keys == 0 || k.dims() != [batch, keys, channels] || v.dims() != k.dims() {
+            bail!(
+                "attention: keys of shape {:?} and values of {:?} for queries of {:?}",
+                k.dims(),
+                v.dims(),
+                q.dims()
+            );
+        }
+        Ok(Self { batch, heads, d: channels / heads, queries, keys })
+    }
+}
+
+fn definition(q: &Tensor, k: &Tensor, v: &Tensor, sizes: Sizes, how: Scores<'_>) -> Result<Tensor> {
     let Sizes { batch, heads, d, queries, keys } = sizes;
     let split = |t: &Tensor, n: usize| t.reshape((batch, n, heads, d))?.transpose(1, 2)?.contiguous();
     let (q, k, v) = (split(q, queries)?, split(k, keys)?, split(v, keys)?);
-    let mut scores = (q.matmul(&k.t()?.contiguous()?)? * (1.0 / (d as f64).sqrt()))?;
-    if mask == Mask::Causal {
+    let mut scores = q.matmul(&k.t()?.contiguous()?)?;
+    scores = match how.bias {
+        None => (scores * how.scale)?,
+        // What is added to the scores can need more range and digits than half types have.
+        Some(bias) => {
+            (scores.to_dtype(DType::F32)? * how.scale)?.broadcast_add(&bias.to_dtype(DType::F32)?)?
+        }
+    };
+    if how.mask == Mask::Causal {
         let row = |i: usize| (0..keys).map(move |j| if j > i { f32::NEG_INFINITY } else { 0.0 });
         let m: Vec<f32> = (0..queries).flat_map(row).collect();
         scores = scores.broadcast_add(&Tensor::from_vec(m, (queries, keys), q.device())?)?;
     }
     let scores = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
     let weights = scores.broadcast_div(&scores.sum_keepdim(D::Minus1)?)?;
-    weights.matmul(&v)?.transpose(1, 2)?.reshape((batch, queries, heads * d))
+    weights.to_dtype(v.dtype())?.matmul(&v)?.transpose(1, 2)?.reshape((batch, queries, heads * d))
 }
 
 /// Queries of a piece of work, and keys of a pass over them: a block of scores stays in the second-level cache.
 const QUERIES: usize = 56;
 const KEYS: usize = 512;
 
-fn on_cpu(level: Level, q: &Tensor, k: &Tensor, v: &Tensor, sizes: Sizes, mask: Mask) -> Result<Tensor> {
+fn on_cpu(
+    level: Level,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    sizes: Sizes,
+    scores: Scores<'_>,
+) -> Result<Tensor> {
     let dtype = q.dtype();
+    let bias = scores.bias.map(cpu::floats).transpose()?;
+    let bias = bias.as_ref().map(cpu::elements).transpose()?;
     let (q, k, v) = (cpu::floats(q)?, cpu::floats(k)?, cpu::floats(v)?);
     let (q, k, v) = (cpu::elements(&q)?, cpu::elements(&k)?, cpu::elements(&v)?);
     let Sizes { batch, heads, d, queries, keys } = sizes;
@@ -81,7 +139,11 @@ fn on_cpu(level: Level, q: &Tensor, k: &Tensor, v: &Tensor, sizes: Sizes, mask: 
         let out = Shared::new(out);
         for_each_piece(batch * heads * blocks, steps, |piece| {
             let first = piece % blocks * rows;
-            let block = Block { head: piece / blocks, first, end: queries.min(first + rows), mask };
+            let head = piece / blocks;
+            let bias = bias.as_deref().map(|b| &b[head % heads * queries * keys..][..queries * keys]);
+            let Scores { mask, scale, .. } = scores;
+            let block =
+                Block { head, first, end: queries.min(first + rows), mask, scale: scale as f32, bias };
             // SAFETY: `out` has the shape below; no two pieces have a head and a query in common.
             unsafe { block.run(level, &q, &packed, sizes, out) };
         });
@@ -159,14 +221,17 @@ impl Packed {
 }
 
 /// A block of queries of one head, counted over the batch.
-struct Block {
+struct Block<'a> {
     head: usize,
     first: usize,
     end: usize,
     mask: Mask,
+    scale: f32,
+    /// The head's, for all queries.
+    bias: Option<&'a [f32]>,
 }
 
-impl Block {
+impl Block<'_> {
     /// Online softmax: the keys come in blocks, and what was summed is scaled down where a larger score appears.
     /// Source: Milakov and Gimelshein 2018; Dao et al. 2022.
     ///
@@ -192,7 +257,19 @@ impl Block {
                 let row = self.first + i;
                 let visible =
                     if self.mask == Mask::Causal { (row + 1).saturating_sub(first).min(len) } else { len };
-                let shrink = weigh(level, &mut scores[..columns], visible, 1.0 / (d as f32).sqrt(), state);
+                let factor = match self.bias {
+                    None => self.scale,
+                    Some(bias) => {
+                        move_scores(
+                            level,
+                            &mut scores[..len],
+                            self.scale,
+                            &bias[row * keys + first..][..len],
+                        );
+                        1.0
+                    }
+                };
+                let shrink = weigh(level, &mut scores[..columns], visible, factor, state);
                 if first > 0 && shrink != 1.0 {
                     // SAFETY: the row lies within the result, is this piece's own, and was written for the first keys.
                     scale(level, unsafe { std::slice::from_raw_parts_mut(out.at(at(row)), d) }, shrink);
@@ -257,6 +334,12 @@ fn scale_body<const FUSED: bool>(x: &mut [f32], factor: f32) {
     x.iter_mut().for_each(|x| *x *= factor);
 }
 
+#[inline(always)]
+fn move_scores_body<const FUSED: bool>(scores: &mut [f32], scale: f32, bias: &[f32]) {
+    scores.iter_mut().zip(bias).for_each(|(s, b)| *s = math::mul_add::<FUSED>(*s, scale, *b));
+}
+
+by_level! { fn move_scores(scores: &mut [f32], scale: f32, bias: &[f32]) = move_scores_body; }
 by_level! { fn weigh(scores: &mut [f32], visible: usize, factor: f32, state: &mut Softmax) -> f32 = weigh_body; }
 by_level! { fn scale(x: &mut [f32], factor: f32) = scale_body; }
 
@@ -287,12 +370,57 @@ mod tests {
             sizes(1, 1, 512, 20, 40),
         ] {
             let [q, k, v] = inputs(s)?;
-            for mask in [Mask::None, Mask::Causal] {
-                let expected = f64s(&definition(&q, &k, &v, s, mask)?)?;
+            let bias = (random((s.heads, s.queries, s.keys), 4)? * 4.0)?;
+            let plain = |mask| Scores { mask, scale: 1.0 / (s.d as f64).sqrt(), bias: None };
+            let biased = Scores { mask: Mask::None, scale: 1.5 / (s.d as f64).sqrt(), bias: Some(&bias) };
+            for how in [plain(Mask::None), plain(Mask::Causal), biased] {
+                let expected = f64s(&definition(&q, &k, &v, s, how)?)?;
                 for level in Level::available() {
-                    assert_close(&on_cpu(level, &q, &k, &v, s, mask)?, &expected, 3e-6)?;
+                    assert_close(&on_cpu(level, &q, &k, &v, s, how)?, &expected, 3e-6)?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// The formula in f64, one number after the other.
+    #[test]
+    fn the_bias_of_a_head_query_and_key_is_added_to_their_score() -> Result<()> {
+        let s = sizes(2, 3, 5, 7, 9);
+        let [q, k, v] = inputs(s)?;
+        let bias = (random((3, 7, 9), 4)? * 4.0)?;
+        let (qs, ks, vs, bs) = (f64s(&q)?, f64s(&k)?, f64s(&v)?, f64s(&bias)?);
+        let mut expected = vec![0.0; 2 * 7 * 15];
+        for (b, h, i) in (0..2).flat_map(|b| (0..3).flat_map(move |h| (0..7).map(move |i| (b, h, i)))) {
+            let at = |token: usize, c: usize| token * 15 + h * 5 + c;
+            let dot = |j: usize| (0..5).map(|c| qs[at(b * 7 + i, c)] * ks[at(b * 9 + j, c)]).sum::<f64>();
+            let weights: Vec<f64> = (0..9).map(|j| (2.0 * dot(j) + bs[(h * 7 + i) * 9 + j]).exp()).collect();
+            let sum: f64 = weights.iter().sum();
+            for c in 0..5 {
+                let mixed: f64 = (0..9).map(|j| weights[j] / sum * vs[at(b * 9 + j, c)]).sum();
+                expected[at(b * 7 + i, c)] = mixed;
+            }
+        }
+        let how = Scores { mask: Mask::None, scale: 2.0, bias: Some(&bias) };
+        assert_close(&definition(&q, &k, &v, s, how)?, &expected, 1e-5)?;
+        assert_close(&biased_attention(&q, &k, &v, 3, 2.0, &bias)?, &expected, 1e-5)?;
+        assert!(biased_attention(&q, &k, &v, 3, 2.0, &bias.narrow(2, 0, 8)?).is_err());
+        assert!(biased_attention(&q, &k, &v, 3, 2.0, &bias.narrow(0, 0, 1)?).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn threads_and_batches_change_no_byte_with_a_bias() -> Result<()> {
+        let s = sizes(3, 4, 32, 200, 600);
+        let [q, k, v] = inputs(s)?;
+        let bias = random((4, 200, 600), 4)?;
+        let all = with_threads(1, || biased_attention(&q, &k, &v, 4, 1.0, &bias))?;
+        for threads in [2, 3] {
+            same_bytes(&with_threads(threads, || biased_attention(&q, &k, &v, 4, 1.0, &bias))?, &all)?;
+        }
+        for i in 0..3 {
+            let one = |t: &Tensor| t.narrow(0, i, 1);
+            same_bytes(&biased_attention(&one(&q)?, &one(&k)?, &one(&v)?, 4, 1.0, &bias)?, &one(&all)?)?;
         }
         Ok(())
     }

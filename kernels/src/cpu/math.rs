@@ -87,7 +87,7 @@ pub(crate) fn gelu<const FUSED: bool>(x: f32) -> f32 {
 
 /// `0.5 x (1 + tanh(u))` is `x * sigmoid(2 u)`.
 #[inline(always)]
-fn gelu_tanh<const FUSED: bool>(x: f32) -> f32 {
+pub(crate) fn gelu_tanh<const FUSED: bool>(x: f32) -> f32 {
     const SQRT_8_OVER_PI: f32 = 1.595_769_1;
     x * sigmoid::<FUSED>(SQRT_8_OVER_PI * x * mul_add::<FUSED>(0.044715 * x, x, 1.0))
 }

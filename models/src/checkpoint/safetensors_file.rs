@@ -127,7 +127,7 @@ impl SafetensorsFile {
         self.entries.values().map(Entry::bytes).sum()
     }
 
-    /// Reads one tensor in the type it is stored in; eight-bit floats become f32.
+    /// Reads one tensor in the type it is stored in; eight-bit floats become f16.
     pub fn tensor(&self, name: &str, device: &Device) -> Result<Tensor> {
         self.stored(name, None)?.tensor(device)
     }

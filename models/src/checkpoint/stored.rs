@@ -84,7 +84,8 @@ pub struct Stored {
 }
 
 impl Stored {
-    /// As a tensor: in the stored type where that is one of candle's and there are no scales, otherwise in f32.
+    /// As a tensor: in the stored type where that is one of candle's and there are no scales; f16 for eight-bit floats
+    /// without scales, each of which it holds; otherwise in f32.
     pub fn tensor(&self, device: &Device) -> Result<Tensor> {
         let scales = self.row_scales.as_deref();
         Ok(match self.stored_type {
@@ -100,7 +101,10 @@ impl Stored {
                     [len] if format.block_len() > 1 => *len,
                     shape => shape.iter().skip(1).product(),
                 };
-                Tensor::from_vec(format.decode(&self.data, row, scales)?, self.shape.as_slice(), device)?
+                let values = format.decode(&self.data, row, scales)?;
+                let tensor = Tensor::from_vec(values, self.shape.as_slice(), device)?;
+                let as_f16 = format.block_len() == 1 && scales.is_none();
+                if as_f16 { tensor.to_dtype(DType::F16)? } else { tensor }
             }
         })
     }

@@ -8,32 +8,32 @@
 //! 3. the precision: 16-bit weights are held in 8 bits (Q8_0), where the precision was left open;
 //! 4. the blocks, once a step.
 //!
-//! Pictures beyond half a megapixel are decoded in tiles where the VAE's features would not fit.
+//! Before each of the last two, the VAE is made to work in tiles, which blends seams.
 
 use std::fmt;
 
+use candle_core::Device;
+
 use crate::{Error, Result};
 
-/// Bytes of a model's weights as they are stored.
+/// Bytes of a model's weights in the types they would be held in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WeightSizes {
     /// Attention and feed-forward layers of the transformer's blocks.
     pub blocks: u64,
-    /// The largest of the blocks.
-    pub largest_block: u64,
     /// The modulation's layers.
     pub modulation: u64,
-    /// The largest of them.
-    pub largest_modulation: u64,
     /// What else the transformer has.
     pub embedders: u64,
+    /// The most of blocks or modulation that is in memory at a time while they are streamed.
+    pub transient: u64,
     /// T5.
     pub t5: u64,
-    /// The largest layer of T5, or its embedding table where that is read whole.
-    pub t5_largest: u64,
+    /// The most of T5 that is in memory at a time while it is streamed.
+    pub t5_transient: u64,
     /// The other text encoder and the VAE.
     pub rest: u64,
-    /// Whether blocks and modulation are stored in 16 bits or more, so that they can be held in 8.
+    /// Whether they are held in 16 bits or more, and so can be held in 8.
     pub can_shrink: bool,
 }
 
@@ -91,21 +91,50 @@ pub struct MemoryPlan {
 const TILE_PIXELS: u64 = 512 * 512;
 /// What the program and the allocator take beside tensors.
 const OVERHEAD_BYTES: u64 = 64 << 20;
-/// Blocks in memory at a time while they are streamed: the one at work and the one that is read.
-const STREAMED_BLOCKS: u64 = 2;
 /// Q8_0 holds 32 weights in 34 bytes.
 const Q8_0_OF_16_BITS: (u64, u64) = (17, 32);
+
+/// What decides about memory: of a model, and of the device it is on.
+#[derive(Clone, Copy, Debug)]
+pub struct MemoryNeeds {
+    /// Of its weights.
+    pub sizes: WeightSizes,
+    /// Of its activations.
+    pub widths: Widths,
+    /// Bytes that may be taken.
+    pub room: u64,
+}
+
+impl MemoryNeeds {
+    /// Refuses a picture that would not fit, before anything is computed for it.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] names what it needs and what there is.
+    pub fn check(&self, plan: &MemoryPlan, extent: &Extent) -> Result<()> {
+        let peak = plan.peak(self, extent);
+        if peak <= self.room {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "width and height: {} pixels need {} of memory, {} are there: take a smaller picture",
+            extent.pixels,
+            gigabytes(peak),
+            gigabytes(self.room)
+        )))
+    }
+}
 
 impl MemoryPlan {
     /// The plan that keeps most in memory and fits into `room` bytes.
     ///
     /// # Errors
     /// [`Error::Invalid`] where none does; it says what the least would be.
-    pub fn new(sizes: &WeightSizes, widths: &Widths, extent: &Extent, room: u64) -> Result<Self> {
+    pub fn new(needs: &MemoryNeeds, extent: &Extent) -> Result<Self> {
+        let MemoryNeeds { sizes, room, .. } = needs;
         let mut least = u64::MAX;
         for plan in Self::choices(sizes) {
-            let peak_bytes = plan.peak(sizes, widths, extent);
-            if peak_bytes <= room {
+            let peak_bytes = plan.peak(needs, extent);
+            if peak_bytes <= *room {
                 return Ok(Self { peak_bytes, ..plan });
             }
             least = least.min(peak_bytes);
@@ -114,7 +143,7 @@ impl MemoryPlan {
             "this model needs at least {} of memory, {} are free: take a quantised checkpoint (GGUF Q4_K), a smaller \
              picture, or free memory",
             gigabytes(least),
-            gigabytes(room)
+            gigabytes(*room)
         )))
     }
 
@@ -131,29 +160,33 @@ impl MemoryPlan {
     }
 
     /// All plans, the fastest first.
-    fn choices(sizes: &WeightSizes) -> impl Iterator<Item = Self> {
+    fn choices(sizes: &WeightSizes) -> Vec<Self> {
         use Place::{Resident, Streamed};
-        let shrinks = if sizes.can_shrink { vec![false, true] } else { vec![false] };
-        let resident = shrinks.clone().into_iter().flat_map(|eight_bits| {
-            [(Resident, Resident), (Streamed, Resident), (Streamed, Streamed)]
-                .map(|(t5, modulation)| (t5, modulation, Resident, eight_bits))
-        });
-        // Reading 8-bit blocks would mean to quantise them at every step.
-        let streamed = [(Streamed, Streamed, Streamed, false)];
-        resident.chain(streamed).flat_map(|(t5, modulation, blocks, eight_bits)| {
-            [false, true].map(|vae_tiling| Self {
-                t5,
-                modulation,
-                blocks,
-                eight_bits,
-                vae_tiling,
-                peak_bytes: 0,
-            })
-        })
+        const RESIDENT: [(Place, Place, Place); 3] =
+            [(Resident, Resident, Resident), (Streamed, Resident, Resident), (Streamed, Streamed, Resident)];
+        let shrinks = if sizes.can_shrink { &[false, true][..] } else { &[false] };
+        let mut choices = Vec::new();
+        let mut add = |places: &[(Place, Place, Place)], eight_bits| {
+            for vae_tiling in [false, true] {
+                choices.extend(places.iter().map(|&(t5, modulation, blocks)| Self {
+                    t5,
+                    modulation,
+                    blocks,
+                    eight_bits,
+                    vae_tiling,
+                    peak_bytes: 0,
+                }));
+            }
+        };
+        shrinks.iter().for_each(|&eight_bits| add(&RESIDENT, eight_bits));
+        // Not in 8 bits: they would be rounded anew at every step.
+        add(&[(Streamed, Streamed, Streamed)], false);
+        choices
     }
 
     /// The most that is in memory at a time: while T5 runs, while the modulation is computed, in a step, or in the VAE.
-    fn peak(&self, sizes: &WeightSizes, widths: &Widths, extent: &Extent) -> u64 {
+    pub fn peak(&self, needs: &MemoryNeeds, extent: &Extent) -> u64 {
+        let MemoryNeeds { sizes, widths, .. } = needs;
         let held = |bytes: u64| {
             let (numerator, denominator) = if self.eight_bits { Q8_0_OF_16_BITS } else { (1, 1) };
             bytes / denominator * numerator
@@ -164,18 +197,11 @@ impl MemoryPlan {
             + when(self.t5, sizes.t5)
             + when(self.modulation, sizes.modulation)
             + when(self.blocks, sizes.blocks);
-        let t5 = match self.t5 {
-            Place::Resident => 0,
-            Place::Streamed => STREAMED_BLOCKS * sizes.t5_largest,
-        } + extent.text_tokens * 4 * widths.t5_inner * widths.activation;
-        let modulation = match self.modulation {
-            Place::Resident => 0,
-            Place::Streamed => STREAMED_BLOCKS * sizes.largest_modulation,
-        };
-        let step = match self.blocks {
-            Place::Resident => 0,
-            Place::Streamed => STREAMED_BLOCKS * sizes.largest_block,
-        } + step_bytes(widths, extent);
+        let streamed = |place: Place, bytes: u64| if place == Place::Streamed { held(bytes) } else { 0 };
+        let t5 = streamed(self.t5, sizes.t5_transient)
+            + extent.text_tokens * 4 * widths.t5_inner * widths.activation;
+        let modulation = streamed(self.modulation, sizes.transient);
+        let step = streamed(self.blocks, sizes.transient) + step_bytes(widths, extent);
         let decode =
             vae_bytes(widths, if self.vae_tiling { extent.pixels.min(TILE_PIXELS) } else { extent.pixels })
                 + extent.pixels * 3 * 4;
@@ -215,5 +241,136 @@ impl fmt::Display for MemoryPlan {
             place(self.blocks),
             gigabytes(self.peak_bytes)
         )
+    }
+}
+
+/// Bytes that are free on a device, and that a container's limit leaves.
+pub(super) fn free_bytes(device: &Device) -> Option<u64> {
+    if !device.is_cpu() {
+        return free_on_gpu();
+    }
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let available = read("/proc/meminfo").and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
+    });
+    let number = |path: &str| read(path)?.trim().parse::<u64>().ok();
+    let limit = number("/sys/fs/cgroup/memory.max")
+        .zip(number("/sys/fs/cgroup/memory.current"))
+        .map(|(limit, used)| limit.saturating_sub(used));
+    available.into_iter().chain(limit).min()
+}
+
+#[cfg(feature = "cuda")]
+fn free_on_gpu() -> Option<u64> {
+    let (free, _) = candle_core::cuda_backend::cudarc::driver::result::mem_get_info().ok()?;
+    Some(free as u64)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn free_on_gpu() -> Option<u64> {
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GB: u64 = 1_000_000_000;
+
+    /// FLUX.1 dev as published, its transformer and T5 stored in so many bits a weight.
+    fn flux_dev(bits: f64, t5_bits: f64) -> MemoryNeeds {
+        let (blocks, modulation, embedders, t5) = (8.606e9, 3.25e9, 13e6, 4.762e9);
+        let bytes = |parameters: f64, bits: f64| (parameters * bits / 8.0) as u64;
+        MemoryNeeds {
+            sizes: WeightSizes {
+                blocks: bytes(blocks, bits),
+                modulation: bytes(modulation, bits),
+                embedders: bytes(embedders, bits),
+                // Two double blocks of 226 M.
+                transient: bytes(453e6, bits),
+                t5: bytes(t5, t5_bits),
+                // Two layers of 193 M.
+                t5_transient: bytes(386e6, t5_bits),
+                rest: GB,
+                can_shrink: bits >= 16.0,
+            },
+            widths: Widths { hidden: 3072, t5_inner: 10240, vae: 128, activation: 4 },
+            room: 0,
+        }
+    }
+
+    const SQUARE: Extent = Extent { pixels: 1 << 20, image_tokens: 4096, text_tokens: 512 };
+
+    fn plan(needs: MemoryNeeds, room: u64) -> Result<MemoryPlan> {
+        MemoryPlan::new(&MemoryNeeds { room, ..needs }, &SQUARE)
+    }
+
+    #[test]
+    fn what_is_needed_least_often_goes_first() {
+        let bf16 = flux_dev(16.0, 16.0);
+        let words = |gb: u64| plan(bf16, gb * GB).map(|p| p.savings());
+        assert_eq!(words(80).unwrap(), [""; 0]);
+        assert_eq!(words(32).unwrap(), ["text encoder streamed"]);
+        assert_eq!(words(24).unwrap(), ["text encoder streamed", "modulation streamed"]);
+        assert_eq!(
+            words(16).unwrap(),
+            ["text encoder streamed", "modulation streamed", "weights in 8 bits"],
+            "8 bits go before reading all blocks at every step"
+        );
+        assert_eq!(words(8).unwrap(), ["text encoder streamed", "modulation streamed", "blocks streamed"]);
+        let refused = words(2).unwrap_err().to_string();
+        assert!(refused.contains("2.0 GB are free") && refused.contains("GGUF"), "{refused}");
+    }
+
+    #[test]
+    fn less_room_never_makes_a_larger_plan() {
+        for bits in [16.0, 8.0, 8.5, 4.5] {
+            let needs = flux_dev(bits, 16.0);
+            let mut last = u64::MAX;
+            for room in (1..=100).rev() {
+                let Ok(plan) = plan(needs, room * GB) else { continue };
+                assert!(plan.peak_bytes <= room * GB && plan.peak_bytes <= last, "{bits} bits, {room} GB");
+                assert!(!plan.eight_bits || bits == 16.0, "what is quantised already stays as it is");
+                last = plan.peak_bytes;
+            }
+        }
+    }
+
+    #[test]
+    fn a_picture_that_would_not_fit_is_refused_before_it_begins() {
+        let needs = MemoryNeeds { room: 24 * GB, ..flux_dev(16.0, 16.0) };
+        let plan = MemoryPlan::new(&needs, &SQUARE).unwrap();
+        assert!(needs.check(&plan, &SQUARE).is_ok());
+        let large = Extent { pixels: 1 << 23, image_tokens: 1 << 15, text_tokens: 512 };
+        let refused = needs.check(&plan, &large).unwrap_err().to_string();
+        assert!(refused.contains("8388608 pixels") && refused.contains("24.0 GB are there"), "{refused}");
+    }
+
+    /// `cargo test -p aquatint-models --lib memory -- --nocapture --ignored` prints the table of the documentation.
+    #[test]
+    #[ignore = "prints a table"]
+    fn table() {
+        println!("| free memory | checkpoint | T5 | modulation | blocks | held in | VAE | at most |");
+        println!("|---|---|---|---|---|---|---|---|");
+        for gb in [8, 12, 16, 24, 40, 80, 141] {
+            for (name, bits, t5_bits) in
+                [("bf16", 16.0, 16.0), ("fp8", 8.0, 8.0), ("Q8_0", 8.5, 8.5), ("Q4_K", 4.5, 4.5)]
+            {
+                let place = |place| if place == Place::Resident { "resident" } else { "streamed" };
+                match plan(flux_dev(bits, t5_bits), gb * GB) {
+                    Ok(p) => println!(
+                        "| {gb} GB | {name} | {} | {} | {} | {} | {} | {} |",
+                        place(p.t5),
+                        place(p.modulation),
+                        place(p.blocks),
+                        if p.eight_bits { "Q8_0" } else { name },
+                        if p.vae_tiling { "tiles" } else { "whole" },
+                        gigabytes(p.peak_bytes)
+                    ),
+                    Err(error) => println!("| {gb} GB | {name} | refused: {error} |"),
+                }
+            }
+        }
     }
 }
