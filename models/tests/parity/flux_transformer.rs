@@ -367,6 +367,7 @@ fn wrong_inputs_are_refused_by_name() {
     };
     assert!(refused(&|c| c.guidance = None).contains("needs a guidance"));
     assert!(refused(&|c| c.prompt_embeds = zeros(&[1, 7, 25])).contains("joint_attention_dim is 24"));
+    assert!(refused(&|c| c.prompt_embeds = zeros(&[1, 0, 24])).contains("prompt_embeds: [1, 0, 24]"));
     assert!(refused(&|c| c.pooled_prompt_embeds = zeros(&[1, 13])).contains("pooled_projection_dim is 12"));
     assert!(refused(&|c| c.reference[0] = zeros(&[1, 5, 4, 4])).contains("reference latents: 5x4"));
     assert!(refused(&|c| c.reference[0] = zeros(&[1, 4, 4, 3])).contains("3 channels"));
