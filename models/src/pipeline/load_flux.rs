@@ -27,6 +27,9 @@ const NATIVE_SIZE_PX: usize = 1024;
 /// Schnell was trained on shorter prompts than dev.
 const SCHNELL_SEQUENCE_LENGTH: usize = 256;
 
+/// By what the residual stream is divided in f16: values up to 4 million fit.
+const HALF_RESIDUAL_SCALE: f64 = 64.0;
+
 /// Whether a `model_index.json` is of FLUX.
 pub(super) fn is_flux(index: &ModelIndex) -> bool {
     index._class_name.starts_with("Flux")
@@ -143,12 +146,23 @@ impl Parts<'_> {
                 Place::Resident => BlockWeights::Resident,
                 Place::Streamed => BlockWeights::Streamed,
             },
-            ..FluxOptions::default()
+            ..self.activations()
         };
         FluxTransformer::with_options(self.config.clone(), &weights, options).map_err(|e| match e {
             Error::Invalid(text) => Error::file(self.folder.path("transformer/config.json"), text),
             other => other,
         })
+    }
+
+    /// f32 on the CPU, whose kernels know nothing else; 16 bits elsewhere, scaled where they could overflow.
+    fn activations(&self) -> FluxOptions {
+        let activations = match self.dtype {
+            _ if self.device.is_cpu() => DType::F32,
+            Some(dtype) => dtype,
+            None => DType::BF16,
+        };
+        let residual_scale = if activations == DType::F16 { HALF_RESIDUAL_SCALE } else { 1.0 };
+        FluxOptions { activations, residual_scale, ..FluxOptions::default() }
     }
 
     fn t5(&self, place: Place, eight_bits: bool) -> Result<T5Encoder> {
@@ -179,8 +193,7 @@ impl Parts<'_> {
                 hidden: self.config.inner_dim() as u64,
                 t5_inner: t5.model().config().d_ff as u64,
                 vae: vae.block_out_channels.first().copied().unwrap_or(0) as u64,
-                // Activations are f32, on the CPU always and elsewhere for now.
-                activation: 4,
+                activation: self.activations().activations.size_in_bytes() as u64,
             },
             room: free.unwrap_or(u64::MAX),
         })
