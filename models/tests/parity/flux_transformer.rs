@@ -91,7 +91,8 @@ fn every_config_gives_diffusers_output() {
 #[test]
 fn the_fixture_notices_every_input() {
     let scaled = |t: &Tensor| (t * 1.02).unwrap();
-    let changes: [(&str, &dyn Fn(&mut Case)); 7] = [
+    type Change<'a> = (&'a str, &'a dyn Fn(&mut Case));
+    let changes: [Change<'_>; 7] = [
         ("guidance", &|c| c.conditionings[0].guidance = Some(3.6)),
         ("timestep", &|c| c.timesteps[1] = 900.5),
         ("pooled prompt", &|c| {
