@@ -1,13 +1,17 @@
-//! One UNet step, one VAE decode and both text encoders, on computed weights: `cargo bench --bench components`.
+//! One UNet step, one FLUX step, one VAE decode and both text encoders, on computed weights: `cargo bench --bench components`.
 //!
-//! The UNet has SDXL's architecture at 37 M parameters, the VAE is the published one; `peers/` times the same beside
+//! The UNet has SDXL's architecture at 37 M parameters, FLUX one double and one single block at full width, the VAE is
+//! the published one; `peers/` times the same beside
 //! PyTorch. Each result is checked to be finite and the same twice before it is timed.
 
 // A bench has nobody to report to but its terminal.
 #![allow(clippy::unwrap_used)]
 
 use aquatint_models::checkpoint::Weights;
-use aquatint_models::denoiser::{AddedConditioning, Conditioning, UNet2DCondition, UnetConfig};
+use aquatint_models::denoiser::{
+    AddedConditioning, Conditioning, FluxConditioning, FluxConfig, FluxTransformer, UNet2DCondition,
+    UnetConfig,
+};
 use aquatint_models::text::clip::{ClipTextModel, Config};
 use aquatint_models::vae::{AutoencoderKl, AutoencoderKlConfig};
 use candle_core::{Device, Tensor};
@@ -58,6 +62,27 @@ fn unet(c: &mut Criterion) {
     }
 }
 
+fn flux(c: &mut Criterion) {
+    let config =
+        FluxConfig { num_layers: 1, num_single_layers: 1, guidance_embeds: true, ..FluxConfig::default() };
+    let flux = FluxTransformer::new(config, &Weights::synthetic("transformer", 0, CPU)).unwrap();
+    let conditioning = FluxConditioning {
+        prompt_embeds: wave(&[1, 256, 4096]),
+        pooled_prompt_embeds: wave(&[1, 768]),
+        guidance: Some(3.5),
+        reference: Vec::new(),
+    };
+    let timesteps: Vec<f64> = (0..28).map(|i| 1000.0 - 35.0 * f64::from(i)).collect();
+    let context = flux.context(&conditioning, &timesteps).unwrap();
+    let latents = wave(&[1, 32, 32, 16]);
+    let step = || flux.forward(&latents, &[1000.0], &context).unwrap();
+    checked("FLUX step, one double and one single block of 3072, 256 + 256 tokens", c, step);
+    // The modulation of a double block, of a single block and of the output: 19 and 38 in the whole.
+    c.bench_function("FLUX context of 28 steps, the same blocks", |b| {
+        b.iter(|| flux.context(&conditioning, &timesteps).unwrap());
+    });
+}
+
 fn vae(c: &mut Criterion) {
     let config: AutoencoderKlConfig = serde_json::from_value(json!({
         "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2,
@@ -89,6 +114,7 @@ fn text(c: &mut Criterion) {
 
 fn all(c: &mut Criterion) {
     unet(c);
+    flux(c);
     text(c);
     vae(c);
 }

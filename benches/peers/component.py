@@ -1,13 +1,13 @@
-"""component.rs with diffusers: one UNet step or VAE decode on the same weights and inputs, in f32, two threads.
+"""component.rs with diffusers: one UNet step, VAE decode or FLUX step on the same weights and inputs, in f32, two threads.
 
-    .ref/bin/python benches/peers/component.py unet|vae FOLDER SIDE BATCH RUNS
+    .ref/bin/python benches/peers/component.py unet|vae|flux FOLDER SIDE BATCH RUNS
 """
 import json
 import sys
 import time
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel, UNet2DConditionModel
 
 kind, folder, side, batch, runs = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6])
 torch.set_num_threads(2)
@@ -20,7 +20,7 @@ def wave(*shape):
 
 @torch.no_grad()
 def main():
-    model = (UNet2DConditionModel if kind == "unet" else AutoencoderKL).from_pretrained(folder).eval()
+    model = dict(unet=UNet2DConditionModel, vae=AutoencoderKL, flux=FluxTransformer2DModel)[kind].from_pretrained(folder).eval()
     config = model.config
     if kind == "unet":
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
@@ -29,6 +29,15 @@ def main():
         ids = torch.tensor([[256.0, 256.0, 0.0, 0.0, 256.0, 256.0]] * batch)
         added = dict(text_embeds=wave(batch, pooled), time_ids=ids)
         run = lambda: model(latents, torch.tensor([500.0] * batch), prompt, added_cond_kwargs=added).sample
+    elif kind == "flux":
+        x = wave(batch, config.in_channels // 4, side, side)
+        ids = FluxPipeline._prepare_latent_image_ids(batch, side // 2, side // 2, "cpu", torch.float32)
+        args = dict(
+            encoder_hidden_states=wave(1, 256, config.joint_attention_dim).expand(batch, -1, -1),
+            pooled_projections=wave(1, config.pooled_projection_dim).expand(batch, -1),
+            txt_ids=torch.zeros(256, 3), img_ids=ids, guidance=torch.full((batch,), 3.5), timestep=torch.full((batch,), 0.5),
+        )  # fmt: skip
+        run = lambda: model(FluxPipeline._pack_latents(x, *x.shape), **args).sample
     else:
         latents = wave(batch, config.latent_channels, side, side)
         run = lambda: model.decode(latents).sample

@@ -2,6 +2,7 @@
 //!
 //!     component unet FOLDER SIDE BATCH RUNS       one UNet step on SIDE x SIDE latents
 //!     component vae FOLDER SIDE BATCH RUNS        one VAE decode of SIDE x SIDE latents
+//!     component flux FOLDER SIDE BATCH RUNS       one step of a FLUX transformer, 256 text tokens
 //!
 //! Prints JSON: the milliseconds of each run, the mean of the output's magnitudes (for comparing with a peer's), the
 //! bytes of the weights and the process's peak resident bytes. `component.py` does the same with diffusers.
@@ -11,14 +12,17 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use aquatint_models::checkpoint::Weights;
-use aquatint_models::denoiser::{AddedConditioning, Conditioning, UNet2DCondition, UnetConfig};
+use aquatint_models::denoiser::{
+    AddedConditioning, Conditioning, FluxConditioning, FluxConfig, FluxContext, FluxTransformer,
+    UNet2DCondition, UnetConfig,
+};
 use aquatint_models::vae::AutoencoderKl;
 use candle_core::{DType, Device, Tensor};
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [kind, folder, side, batch, runs] = &args[..] else {
-        bail!("usage: component unet|vae FOLDER SIDE BATCH RUNS");
+        bail!("usage: component unet|vae|flux FOLDER SIDE BATCH RUNS");
     };
     let (folder, side, batch, runs) = (Path::new(folder), side.parse()?, batch.parse()?, runs.parse()?);
     let file = folder.join("diffusion_pytorch_model.safetensors");
@@ -29,7 +33,8 @@ fn main() -> Result<()> {
     let mut run: Box<dyn FnMut() -> Result<Tensor>> = match kind.as_str() {
         "unet" => unet(serde_json::from_slice(&config)?, &weights, side, batch)?,
         "vae" => vae(serde_json::from_slice(&config)?, &weights, side, batch)?,
-        other => bail!("{other}: unet or vae is timed"),
+        "flux" => flux(serde_json::from_slice(&config)?, &weights, side, batch)?,
+        other => bail!("{other}: unet, vae or flux is timed"),
     };
     let mut milliseconds = Vec::new();
     let mut magnitude = 0.0;
@@ -86,6 +91,27 @@ fn vae(
     let latents = wave((batch, config.latent_channels, side, side))?;
     let vae = AutoencoderKl::new(config, weights)?;
     Ok(Box::new(move || Ok(vae.decode(&latents)?)))
+}
+
+fn flux(
+    config: FluxConfig,
+    weights: &Weights,
+    side: usize,
+    batch: usize,
+) -> Result<Box<dyn FnMut() -> Result<Tensor>>> {
+    let latents = wave((batch, config.in_channels / 4, side, side))?;
+    let (channels, pooled) = (config.joint_attention_dim, config.pooled_projection_dim);
+    let flux = FluxTransformer::new(config, weights)?;
+    let conditioning = FluxConditioning {
+        prompt_embeds: wave((1, 1, 256, channels))?.squeeze(3)?,
+        pooled_prompt_embeds: wave((1, 1, 1, pooled))?.reshape((1, pooled))?,
+        guidance: Some(3.5),
+        reference: Vec::new(),
+    };
+    // What a step takes: the modulation of all steps is computed once a request. The peer computes it in every step.
+    let context = flux.context(&conditioning, &[500.0])?;
+    let context = FluxContext::cat(&vec![&context; batch])?;
+    Ok(Box::new(move || Ok(flux.forward(&latents, &vec![500.0; batch], &context)?)))
 }
 
 /// `VmHWM` of Linux.

@@ -1,9 +1,10 @@
 """Writes the models of the side-by-side timings and of the memory check, with random weights:
 
-    .ref/bin/python benches/peers/models.py OUT [unet-35m] [vae] [sdxl-unet]
+    .ref/bin/python benches/peers/models.py OUT [unet-35m] [vae] [flux-2] [sdxl-unet]
 
     unet-35m    an SDXL-architecture UNet of about 35 M parameters, f32
     vae         SDXL's published AutoencoderKL config, f32
+    flux-2      one double and one single block of FLUX.1-dev at full width, f32 (2 GB)
     sdxl-unet   SDXL's published UNet config, 2.6 B parameters, f16 (5.1 GB)
 """
 import json
@@ -12,7 +13,7 @@ import sys
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, FluxTransformer2DModel, UNet2DConditionModel
 from safetensors.numpy import save_file
 
 CROSS_DOWN, CROSS_UP = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
@@ -30,7 +31,11 @@ VAE = dict(
     in_channels=3, out_channels=3, latent_channels=4, block_out_channels=[128, 256, 512, 512], layers_per_block=2, sample_size=1024,
     scaling_factor=0.13025, down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
 )  # fmt: skip
-MODELS = {"unet-35m": (UNet2DConditionModel, SMALL, np.float32), "vae": (AutoencoderKL, VAE, np.float32), "sdxl-unet": (UNet2DConditionModel, SDXL, np.float16)}
+FLUX_2 = dict(num_layers=1, num_single_layers=1, guidance_embeds=True)
+MODELS = {
+    "unet-35m": (UNet2DConditionModel, SMALL, np.float32), "vae": (AutoencoderKL, VAE, np.float32),
+    "flux-2": (FluxTransformer2DModel, FLUX_2, np.float32), "sdxl-unet": (UNet2DConditionModel, SDXL, np.float16),
+}  # fmt: skip
 
 
 def main(out, names):

@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
-# One UNet step and one VAE decode, ours and diffusers' eager PyTorch on the same weights and two threads, in turn.
+# One UNet step, one VAE decode and one step of two FLUX blocks, ours and diffusers' eager PyTorch on the same weights and two threads, in turn.
 # Needs .ref (scripts/reference-env.sh). Prints the medians over all runs and their ratio.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 out=${AQUATINT_PEERS:-target/peers}
-[ -d "$out/vae" ] || .ref/bin/python benches/peers/models.py "$out" unet-35m vae
+for model in unet-35m vae flux-2; do
+    [ -d "$out/$model" ] || .ref/bin/python benches/peers/models.py "$out" "$model"
+done
 cargo build --release --quiet --example component
 rounds=${ROUNDS:-5}
 rows=$(mktemp)
 trap 'rm -f "$rows"' EXIT
 for _ in $(seq "$rounds"); do
-    for work in "unet $out/unet-35m 32 1 6" "unet $out/unet-35m 32 2 6" "vae $out/vae 32 1 2"; do
+    for work in "unet $out/unet-35m 32 1 6" "unet $out/unet-35m 32 2 6" "vae $out/vae 32 1 2" "flux $out/flux-2 32 1 3"; do
         echo "ours|$work|$(RAYON_NUM_THREADS=2 target/release/examples/component $work)" >>"$rows"
         echo "diffusers|$work|$(.ref/bin/python benches/peers/component.py $work 2>/dev/null)" >>"$rows"
     done

@@ -3,9 +3,11 @@
 //! A layer keeps such a weight in its format and decodes it as it is used. The result is the one of the decoded
 //! weight: activations are not rounded to fit a format.
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
+use half::f16;
 use rayon::prelude::*;
 
+use crate::cpu;
 use crate::float8;
 use crate::ggml_block::{Block, Shape};
 
@@ -132,6 +134,29 @@ impl EncodedWeight {
         }
     }
 
+    /// A matrix rounded to Q8_0: 32 weights share a scale, a 127th of the largest of them, and are whole multiples of it.
+    ///
+    /// Source: `quantize_row_q8_0_ref` of ggml.
+    ///
+    /// # Errors
+    /// Rows that are no whole blocks.
+    pub fn q8_0(weight: &Tensor) -> Result<Self> {
+        let dims = weight.dims2()?;
+        let weight = weight.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous()?;
+        let values = cpu::elements(&weight)?;
+        let (len, size) = (Format::Q8_0.block_len(), Format::Q8_0.block_bytes());
+        let mut bytes = vec![0u8; values.len() / len * size];
+        bytes.par_chunks_mut(size).zip(values.par_chunks(len)).for_each(|(block, values)| {
+            let largest = values.iter().fold(0f32, |m, v| m.max(v.abs()));
+            let scale = largest / 127.0;
+            let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+            let (head, codes) = block.split_at_mut(2);
+            head.copy_from_slice(&f16::from_f32(scale).to_le_bytes());
+            codes.iter_mut().zip(values).for_each(|(code, v)| *code = (v * inverse).round() as i8 as u8);
+        });
+        Self::new(Format::Q8_0, dims, bytes, None)
+    }
+
     /// `(rows, columns)`.
     pub fn dims(&self) -> (usize, usize) {
         (self.rows, self.columns)
@@ -152,6 +177,25 @@ impl EncodedWeight {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// No value is off by more than half a step of its block, and f16's rounding of the step.
+    #[test]
+    fn q8_0_rounds_to_a_127th_of_the_largest() -> Result<()> {
+        let weight = crate::testing::random((48, 96), 5)?;
+        let rounded = EncodedWeight::q8_0(&weight)?.decode(&Device::Cpu)?;
+        let (weight, rounded) = (crate::testing::f64s(&weight)?, crate::testing::f64s(&rounded)?);
+        for (values, rounded) in weight.chunks(32).zip(rounded.chunks(32)) {
+            let step = values.iter().fold(0f64, |m, v| m.max(v.abs())) / 127.0;
+            for (v, r) in values.iter().zip(rounded) {
+                assert!((v - r).abs() <= step * (0.5 + 127.0 / 2048.0), "{v} became {r}, a step is {step}");
+            }
+        }
+        assert_ne!(weight, rounded);
+        let zeros = Tensor::zeros((1, 32), DType::F32, &Device::Cpu)?;
+        assert_eq!(crate::testing::f64s(&EncodedWeight::q8_0(&zeros)?.decode(&Device::Cpu)?)?, [0.0; 32]);
+        assert!(EncodedWeight::q8_0(&crate::testing::random((2, 33), 1)?).is_err());
+        Ok(())
+    }
 
     #[test]
     fn what_does_not_fit_is_refused() {

@@ -99,6 +99,25 @@ impl ModelFolder {
         Ok(Weights::from_views(component, views, dtype.or(widen.then_some(DType::F32)), device))
     }
 
+    /// Bytes of a component's weights in the types that [`Self::weights`] holds them in.
+    pub fn held_bytes(&self, component: &str, dtype: Option<DType>) -> Result<u64> {
+        let views = match self {
+            Self::Embedded(_) => return Ok(self.weight_bytes(component)),
+            Self::Disk(_) => Views::open(&self.weight_files(component)?)?,
+        };
+        let widened = dtype.or((self.weight_bytes(component) < WIDEN_BELOW_BYTES).then_some(DType::F32));
+        let bytes = |name: &String| {
+            let elements: usize = views.shape(name).unwrap_or_default().iter().product();
+            let (len, size) = match (widened, views.stored_type(name)) {
+                (Some(dtype), _) => (1, dtype.size_in_bytes()),
+                (None, Some(stored)) => stored.block(),
+                (None, None) => (1, 0),
+            };
+            (elements / len * size) as u64
+        };
+        Ok(views.names().map(bytes).sum())
+    }
+
     fn weight_files(&self, component: &str) -> Result<Vec<PathBuf>> {
         let folder = self.path(component);
         match WEIGHTS.iter().find(|name| folder.join(name).is_file()) {

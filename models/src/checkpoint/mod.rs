@@ -11,6 +11,7 @@ pub mod gguf_file;
 mod row_scales;
 pub mod safetensors_file;
 pub mod stored;
+pub(crate) mod stream;
 pub mod synthetic;
 pub mod t5_gguf_names;
 pub mod view;

@@ -7,9 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use aquatint_kernels::Format;
+use aquatint_kernels::{EncodedWeight, Format};
 use candle_core::{DType, Device, Tensor};
 
 use super::file::CheckpointFile;
@@ -43,6 +44,8 @@ struct Component {
     /// The type that matrices and filters are held in; `None` keeps the stored one.
     dtype: Option<DType>,
     device: Device,
+    /// Whether linear layers are held in Q8_0, whatever they are stored in.
+    eight_bits: AtomicBool,
     layers: Mutex<BTreeMap<String, (Layer, Vec<usize>)>>,
     /// Layers whose weight is read when it is needed, and whether it was replaced, so that it must stay.
     streamed: Mutex<BTreeMap<String, bool>>,
@@ -77,6 +80,7 @@ impl Weights {
             source,
             dtype,
             device: device.clone(),
+            eight_bits: AtomicBool::new(false),
             layers: Mutex::default(),
             streamed: Mutex::default(),
             used: Mutex::default(),
@@ -124,6 +128,19 @@ impl Weights {
     /// before [`Self::load`].
     pub fn streamed(&self) -> Self {
         Self { streams: true, ..self.clone() }
+    }
+
+    /// Whether linear layers are made without their weights.
+    pub fn is_streaming(&self) -> bool {
+        self.streams
+    }
+
+    /// Holds linear layers of 16 bits or more in Q8_0 from now on, where their rows are whole blocks. Each block of 32
+    /// weights is rounded to a 127th of its largest.
+    #[must_use]
+    pub fn in_eight_bits(self) -> Self {
+        self.component.eight_bits.store(true, Ordering::Relaxed);
+        self
     }
 
     fn path(&self, name: &str) -> String {
@@ -186,7 +203,7 @@ impl Weights {
         }
     }
 
-    /// Reads `key` (a full name) as it is stored, having checked its shape. Formats are decoded.
+    /// Reads `key` (a full name) as it is stored, having checked its shape. Formats become f32.
     fn read(&self, key: &str, shape: &[usize]) -> Result<Tensor> {
         self.check(key, shape)?;
         match &self.component.source {
@@ -216,7 +233,24 @@ impl Weights {
         Ok(tensor.to_dtype(DType::F32)?)
     }
 
-    /// A filter in the type weights are held in.
+    /// An embedding table in the type weights are held in.
+    pub fn table(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.held(&self.path(name), shape)
+    }
+
+    /// Bytes of an element of a table in the type weights are held in.
+    pub fn held_size(&self, name: &str) -> usize {
+        let stored = match &self.component.source {
+            Source::Files(views) => views.stored_type(&self.path(name)),
+            Source::Synthetic { .. } => None,
+        };
+        match (self.component.dtype, stored) {
+            (Some(dtype), _) | (None, Some(StoredType::Plain(dtype))) => dtype.size_in_bytes(),
+            _ => DType::F32.size_in_bytes(),
+        }
+    }
+
+    /// A filter or table in the type weights are held in.
     fn held(&self, key: &str, shape: &[usize]) -> Result<Tensor> {
         let stored = self.read(key, shape)?;
         match self.component.dtype {
@@ -235,7 +269,16 @@ impl Weights {
             self.check(key, shape)?;
             return named(key, views.read(key)?.into_matrix(dims, self.device()));
         }
-        Ok(Matrix::Tensor(self.held(key, shape)?.reshape(dims)?))
+        let matrix = self.held(key, shape)?.reshape(dims)?;
+        if self.shrinks(dims.1) {
+            return Ok(Matrix::Encoded(EncodedWeight::q8_0(&matrix)?));
+        }
+        Ok(Matrix::Tensor(matrix))
+    }
+
+    /// Whether a matrix of so many columns is held in Q8_0 instead of its own type.
+    fn shrinks(&self, columns: usize) -> bool {
+        self.component.eight_bits.load(Ordering::Relaxed) && columns.is_multiple_of(Format::Q8_0.block_len())
     }
 
     fn remember(&self, name: &str, layer: Layer, stored_shape: Vec<usize>) {
@@ -261,9 +304,9 @@ impl Weights {
             lock(&self.component.streamed).insert(here.prefix.clone(), false);
             Linear::without_weight(in_features, out_features, bias.as_ref())?
         } else {
-            match &here.held_matrix(&here.path("weight"), &shape, (out_features, in_features))? {
-                Matrix::Tensor(weight) => Linear::new(weight, bias.as_ref())?,
-                Matrix::Encoded(weight) => Linear::encoded(weight, bias.as_ref(), self.device())?,
+            match here.held_matrix(&here.path("weight"), &shape, (out_features, in_features))? {
+                Matrix::Tensor(weight) => Linear::new(&weight, bias.as_ref())?,
+                Matrix::Encoded(weight) => Linear::encoded(&weight, bias.as_ref(), self.device())?,
             }
         });
         self.remember(name, Layer::Linear(linear.clone()), shape);
@@ -336,15 +379,28 @@ impl Weights {
         }
     }
 
+    /// Whether any linear layer is held in 16 bits or more, and so could be held in 8.
+    pub fn is_wide(&self) -> bool {
+        let layers = lock(&self.component.layers).clone();
+        layers.iter().any(|(name, (layer, _))| matches!(layer, Layer::Linear(_)) && !self.is_encoded(name))
+    }
+
     /// Whether a layer's weight is held in a format, which no merged weight can be.
     pub fn is_encoded(&self, layer: &str) -> bool {
         self.held_format(layer).is_some()
     }
 
-    fn held_format(&self, layer: &str) -> Option<Format> {
-        let Source::Files(views) = &self.component.source else { return None };
-        match views.stored_type(&format!("{layer}.weight")) {
-            Some(StoredType::Encoded(format)) if self.component.dtype.is_none() => Some(format),
+    /// The format that a layer's weight is held in; `None` where it is held in one of candle's types.
+    fn held_format(&self, layer: &str) -> Option<StoredType> {
+        if let (None, Source::Files(views)) = (self.component.dtype, &self.component.source)
+            && let Some(stored @ StoredType::Encoded(_)) = views.stored_type(&format!("{layer}.weight"))
+        {
+            return Some(stored);
+        }
+        match self.layer(layer) {
+            Ok((Layer::Linear(l), _)) if self.shrinks(l.in_features()) => {
+                Some(StoredType::Encoded(Format::Q8_0))
+            }
             _ => None,
         }
     }
@@ -364,20 +420,8 @@ impl Weights {
         Ok(())
     }
 
-    /// Puts the base weight of a layer back, bit for bit and in its format.
-    pub fn restore(&self, layer: &str) -> Result<()> {
-        if let Some(kept) = lock(&self.component.streamed).get_mut(layer) {
-            *kept = false;
-            if let (Layer::Linear(linear), _) = self.layer(layer)? {
-                linear.drop_weight();
-            }
-            return Ok(());
-        }
-        self.read_weight(layer)
-    }
-
-    /// Reads a layer's weight from the checkpoint, in its format.
-    fn read_weight(&self, layer: &str) -> Result<()> {
+    /// Reads the base weight of a layer into it, in the type or format it is held in.
+    fn put_base(&self, layer: &str) -> Result<()> {
         let (target, shape) = self.layer(layer)?;
         let key = format!("{layer}.weight");
         match target {
@@ -388,6 +432,18 @@ impl Weights {
             Layer::Conv2d(c) => c.replace_weight(&self.held(&key, &shape)?)?,
         }
         Ok(())
+    }
+
+    /// Puts the base weight of a layer back, bit for bit and in its format.
+    pub fn restore(&self, layer: &str) -> Result<()> {
+        if let Some(kept) = lock(&self.component.streamed).get_mut(layer) {
+            *kept = false;
+            if let (Layer::Linear(linear), _) = self.layer(layer)? {
+                linear.drop_weight();
+            }
+            return Ok(());
+        }
+        self.put_base(layer)
     }
 
     /// Whether a layer's weight is read when it is needed instead of staying in memory.
@@ -409,7 +465,7 @@ impl Weights {
         if lock(&self.component.streamed).get(layer) != Some(&false) {
             return Ok(());
         }
-        self.read_weight(layer)
+        self.put_base(layer)
     }
 
     /// Frees the weight of a streamed layer, unless it was replaced.
@@ -422,14 +478,14 @@ impl Weights {
         Ok(())
     }
 
-    /// Bytes of a layer's weight in the type it is held in, and how many of them are in memory at present.
+    /// Bytes of a layer's weight in the type or format it is held in, and how many of them are in memory at present.
     pub fn weight_bytes(&self, layer: &str) -> Result<(u64, u64)> {
         let (target, shape) = self.layer(layer)?;
-        let elements: usize = shape.iter().product();
-        let total = match self.held_format(layer) {
-            Some(format) => elements / format.block_len() * format.block_bytes(),
-            None => elements * self.held_type(layer).size_in_bytes(),
-        } as u64;
+        let (block_len, block_bytes) = match self.held_format(layer) {
+            Some(format) => format.block(),
+            None => (1, self.held_type(layer).size_in_bytes()),
+        };
+        let total = (shape.iter().product::<usize>() / block_len * block_bytes) as u64;
         Ok(match target {
             Layer::Linear(l) if l.weight_bytes() == 0 => (total, 0),
             Layer::Linear(_) | Layer::Conv2d(_) => (total, total),

@@ -89,6 +89,7 @@ impl LoraFile {
             layers: layers.len(),
             beside: 0,
             dequantized: 0,
+            resident: 0,
         };
         Ok(Matched { modules, report })
     }

@@ -37,8 +37,8 @@ impl MergedLoras {
     /// Makes the weights "base + these LoRAs, in this order", whatever was merged before.
     ///
     /// Each changed layer is computed from its base, which is read from the checkpoint again, and written once; a
-    /// layer that was changed before and no longer is gets its base back bit for bit. A quantised layer keeps its
-    /// weight where all its differences are of low rank, and they are applied beside it. A LoRA of scale 0 is checked
+    /// layer that was changed before and no longer is gets its base back bit for bit. A quantised or streamed layer keeps
+    /// its weight where all its differences are of low rank, and they are applied beside it. A LoRA of scale 0 is checked
     /// and reported as the others, and changes nothing.
     ///
     /// # Errors
@@ -162,21 +162,21 @@ impl<'a> Plan<'a> {
 
     /// What of a layer its changes are about.
     fn changed(&self, key: &Key) -> Changed {
-        let changes = &self.changes[key];
-        let beside = self.weights[&key.0].is_encoded(&key.1) && changes.iter().all(Change::is_low_rank);
+        let (changes, weights) = (&self.changes[key], self.weights[&key.0]);
+        let keeps = weights.is_encoded(&key.1) || weights.is_streamed(&key.1);
+        let beside = keeps && changes.iter().all(Change::is_low_rank);
         Changed { weight: !beside, bias: changes.iter().any(|c| c.module().bias.is_some()), beside }
     }
 
-    /// Says in the reports what became of quantised layers.
+    /// Says in the reports what became of quantised and streamed layers.
     fn count(&self, reports: &mut [LoraReport]) {
         for (key, changes) in &self.changes {
-            if !self.weights[&key.0].is_encoded(&key.1) {
-                continue;
-            }
-            let beside = self.changed(key).beside;
+            let (beside, weights) = (self.changed(key).beside, self.weights[&key.0]);
             for change in changes {
                 if let Some(report) = reports.get_mut(change.number) {
-                    *(if beside { &mut report.beside } else { &mut report.dequantized }) += 1;
+                    report.beside += usize::from(beside);
+                    report.dequantized += usize::from(!beside && weights.is_encoded(&key.1));
+                    report.resident += usize::from(!beside && weights.is_streamed(&key.1));
                 }
             }
         }

@@ -5,8 +5,11 @@
 //! layers of the model at hand say which module belongs where, and [`MergedLoras`] makes the weights
 //! "base + these LoRAs". The base is read from the checkpoint again each time, so undoing is exact.
 //!
-//! A layer that is quantised would lose a small difference in its steps: a LoRA is applied beside its weight, and what
-//! is of no low rank replaces the layer by one that is not quantised, which the report counts.
+//! A quantised layer would lose a small difference in its steps, and a streamed one would have to stay in memory: a LoRA
+//! is applied beside their weights. What is of no low rank replaces them, which the report counts.
+//!
+//! Of control LoRAs the scales of norms are not merged; one that widens `x_embedder` for the control picture's channels
+//! is refused, since there is no picture to give it.
 //!
 //! - LoRA: `W + scale * alpha / rank * up down`, <https://arxiv.org/abs/2106.09685>; convolutions as in LoCon.
 //! - LoHa, LoKr: Hadamard and Kronecker products of small factors, <https://arxiv.org/abs/2309.14859>.
@@ -128,9 +131,11 @@ pub struct LoraReport {
     pub unmatched: Vec<String>,
     /// Layers that the file changes.
     pub layers: usize,
-    /// Those of them that are quantised and keep their weight: the difference is applied beside it.
+    /// Those of them that are quantised or streamed and keep their weight: the difference is applied beside it.
     pub beside: usize,
     /// Those of them that are quantised and are not while the file is merged, as its difference is of no low rank:
     /// they take the room of 16-bit weights.
     pub dequantized: usize,
+    /// Those of them that are streamed and stay in memory while the file is merged, for the same reason.
+    pub resident: usize,
 }

@@ -3,15 +3,13 @@
 //! Source: diffusers' `FluxPipeline`, `FluxImg2ImgPipeline`, `FluxInpaintPipeline`, `FluxFillPipeline` and
 //! `FluxKontextPipeline`.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 use image::RgbImage;
 
 use super::{GenerationRequest, Mode, Pipeline};
-use crate::checkpoint::ModelFolder;
 use crate::denoiser::{Context, FluxConditioning, FluxContext, FluxTransformer};
 use crate::text::Encoded;
 use crate::text::cache::PromptKey;
-use crate::text::t5::T5Encoder;
 use crate::vae::picture;
 use crate::{Error, Result};
 
@@ -39,34 +37,8 @@ const REFERENCE_SIZES: [(usize, usize); 17] = [
     (1568, 672),
 ];
 
-/// FLUX's second text encoder, the largest part beside the transformer.
-#[derive(Debug)]
-pub(super) enum T5 {
-    /// In memory.
-    Resident(T5Encoder),
-    /// Loaded for each prompt that is not known yet, and dropped before the transformer runs.
-    OnDemand {
-        /// The model it belongs to.
-        folder: ModelFolder,
-        /// What its matrices are held in.
-        dtype: Option<DType>,
-        /// Where it runs: the CPU where the device has no room for it.
-        device: Device,
-    },
-}
-
-impl T5 {
-    /// `(prompts, max_length, channels)`.
-    fn encode(&self, prompts: &[&str], max_length: usize) -> Result<Tensor> {
-        match self {
-            Self::Resident(t5) => t5.encode(prompts, max_length),
-            Self::OnDemand { folder, dtype, device } => {
-                let t5 = T5Encoder::load(folder, "text_encoder_2", "tokenizer_2", *dtype, device)?;
-                t5.encode(prompts, max_length)
-            }
-        }
-    }
-}
+/// Tokens of the largest of them.
+pub(super) const REFERENCE_TOKENS: u64 = 1328 / 16 * (800 / 16);
 
 impl Pipeline {
     /// The transformer's context for the timesteps of a run: the negative prompt's sample first where there is true
@@ -161,6 +133,8 @@ pub(super) fn mask_channels(mask: &Tensor, scale: usize) -> Result<Tensor> {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::*;
 
     #[test]

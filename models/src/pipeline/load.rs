@@ -179,6 +179,7 @@ impl Pipeline {
             prompts: PromptCache::new(PROMPTS_KEPT),
             preview: OnceLock::new(),
             weight_bytes: weight_bytes(&folder),
+            memory: None,
         })
     }
 

@@ -2,17 +2,19 @@
 
 use std::sync::OnceLock;
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 
-use super::flux::{MAX_SEQUENCE_LENGTH, T5};
+use super::flux::MAX_SEQUENCE_LENGTH;
 use super::load::{ModelIndex, PROMPTS_KEPT, last_names, replaced_vae, scheduler, weight_bytes};
+use super::memory::{Extent, MemoryNeeds, MemoryPlan, Place, WeightSizes, Widths, free_bytes};
 use super::{Family, LoadOptions, ModelInfo, Pipeline, Preset};
 use crate::checkpoint::{ModelFolder, Weights};
+use crate::denoiser::flux::{BlockWeights, FluxOptions, ModulationWeights};
 use crate::denoiser::{Denoiser, FluxConfig, FluxTransformer};
 use crate::sampler::{FlowMatch, flow_match};
 use crate::text::TextEncoder;
 use crate::text::cache::PromptCache;
-use crate::text::t5::T5Encoder;
+use crate::text::t5::{T5Encoder, T5Options};
 use crate::vae::{AutoencoderKl, AutoencoderKlConfig};
 use crate::{Error, Result};
 
@@ -45,43 +47,36 @@ impl Pipeline {
         }
         let dtype = options.precision.dtype();
         let config: FluxConfig = folder.json("transformer/config.json")?;
-        let weights = match &options.unet {
-            None => folder.weights("transformer", dtype, &device)?,
-            Some(path) => Weights::open("transformer", &[path.clone()], dtype, &device)?,
-        };
+        let vae_config: AutoencoderKlConfig = folder.json("vae/config.json")?;
+        let info = info(folder, index, options, &config, &vae_config)?;
+        let scheduler = scheduler(folder, Family::Flux)?;
+        FlowMatch::from_config(&scheduler).map_err(|e| Error::file(folder.path("scheduler"), e))?;
+        let parts = Parts { folder, options, config: &config, dtype, device: &device };
+        let needs = parts.memory(&vae_config)?;
+        let plan = MemoryPlan::new(&needs, &extent(&info, max_sequence_length(&config)))?;
+        tracing::info!("memory: {plan}");
         let vae = match &options.vae {
             None => AutoencoderKl::load(folder, "vae", dtype, &device)?,
             Some(path) => replaced_vae(path, folder, dtype, &device)?,
         };
-        let info = info(folder, index, options, &config, vae.config())?;
-        let scheduler = scheduler(folder, Family::Flux)?;
-        FlowMatch::from_config(&scheduler).map_err(|e| Error::file(folder.path("scheduler"), e))?;
-        let max_sequence_length = match config.guidance_embeds {
-            true => MAX_SEQUENCE_LENGTH,
-            false => SCHNELL_SEQUENCE_LENGTH,
-        };
-        let transformer = FluxTransformer::new(config, &weights).map_err(|e| match e {
-            Error::Invalid(text) => Error::file(folder.path("transformer/config.json"), text),
-            other => other,
-        })?;
-        let t5 = T5Encoder::load(folder, "text_encoder_2", "tokenizer_2", dtype, &device)?;
         Ok(Self {
-            info: ModelInfo { device: super::load::device_name(&device), ..info },
+            info: ModelInfo { device: super::load::device_name(&device), memory: Some(plan), ..info },
             text_encoder: Some(TextEncoder::load(folder, "text_encoder", "tokenizer", dtype, &device)?),
             text_encoder_2: None,
-            t5: Some(T5::Resident(t5)),
-            denoiser: Denoiser::Flux(transformer),
+            t5: Some(parts.t5(plan.t5, plan.eight_bits)?),
+            denoiser: Denoiser::Flux(parts.transformer(plan.modulation, plan.blocks, plan.eight_bits)?),
             vae,
-            vae_tiling: options.vae_tiling,
+            vae_tiling: options.vae_tiling || plan.vae_tiling,
             scheduler,
             force_zeros_for_empty_prompt: false,
-            max_sequence_length,
+            max_sequence_length: max_sequence_length(&config),
             loras: Default::default(),
             lora_preset: None,
             refiner: None,
             prompts: PromptCache::new(PROMPTS_KEPT),
             preview: OnceLock::new(),
             weight_bytes: weight_bytes(folder),
+            memory: Some(needs),
             device,
         })
     }
@@ -92,6 +87,88 @@ impl Pipeline {
         let vae: AutoencoderKlConfig = folder.json("vae/config.json")?;
         info(folder, index, &LoadOptions::default(), &config, &vae)
     }
+}
+
+/// The parts of a model that may be held in different ways.
+struct Parts<'a> {
+    folder: &'a ModelFolder,
+    options: &'a LoadOptions,
+    config: &'a FluxConfig,
+    dtype: Option<DType>,
+    device: &'a Device,
+}
+
+impl Parts<'_> {
+    fn transformer(&self, modulation: Place, blocks: Place, eight_bits: bool) -> Result<FluxTransformer> {
+        let weights = match &self.options.unet {
+            None => self.folder.weights("transformer", self.dtype, self.device)?,
+            Some(path) => Weights::open("transformer", &[path.clone()], self.dtype, self.device)?,
+        };
+        let weights = if eight_bits { weights.in_eight_bits() } else { weights };
+        let options = FluxOptions {
+            modulation: match modulation {
+                Place::Resident => ModulationWeights::Resident,
+                Place::Streamed => ModulationWeights::Streamed,
+            },
+            blocks: match blocks {
+                Place::Resident => BlockWeights::Resident,
+                Place::Streamed => BlockWeights::Streamed,
+            },
+            ..FluxOptions::default()
+        };
+        FluxTransformer::with_options(self.config.clone(), &weights, options).map_err(|e| match e {
+            Error::Invalid(text) => Error::file(self.folder.path("transformer/config.json"), text),
+            other => other,
+        })
+    }
+
+    fn t5(&self, place: Place, eight_bits: bool) -> Result<T5Encoder> {
+        let streamed = place == Place::Streamed;
+        let options = T5Options { dtype: self.dtype, file: self.options.t5.as_deref(), streamed, eight_bits };
+        T5Encoder::load(self.folder, "text_encoder_2", "tokenizer_2", &options, self.device)
+    }
+
+    /// What is needed: looked up with everything streamed, which reads almost nothing.
+    fn memory(&self, vae: &AutoencoderKlConfig) -> Result<MemoryNeeds> {
+        let transformer = self.transformer(Place::Streamed, Place::Streamed, false)?;
+        let t5 = self.t5(Place::Streamed, false)?;
+        let (report, (t5_bytes, t5_transient)) = (transformer.weight_report(), t5.weight_bytes());
+        let rest = ["text_encoder", "vae"].map(|part| self.folder.held_bytes(part, self.dtype));
+        let free = self.options.memory_bytes.or_else(|| free_bytes(self.device));
+        Ok(MemoryNeeds {
+            sizes: WeightSizes {
+                blocks: report.blocks.total,
+                modulation: report.modulation.total,
+                embedders: report.other.total,
+                transient: report.transient,
+                t5: t5_bytes,
+                t5_transient,
+                rest: rest.into_iter().sum::<Result<u64>>()?,
+                can_shrink: self.dtype.is_none() && transformer.weights().is_wide(),
+            },
+            widths: Widths {
+                hidden: self.config.inner_dim() as u64,
+                t5_inner: t5.model().config().d_ff as u64,
+                vae: vae.block_out_channels.first().copied().unwrap_or(0) as u64,
+                // Activations are f32, on the CPU always and elsewhere for now.
+                activation: 4,
+            },
+            room: free.unwrap_or(u64::MAX),
+        })
+    }
+}
+
+/// A picture of the model's own size with the longest prompt.
+fn extent(info: &ModelInfo, text_tokens: usize) -> Extent {
+    let side = info.native_size_px as u64;
+    let tokens = side / info.multiple_px.max(1) as u64;
+    // Kontext sees a picture of the same size beside.
+    let pictures = if info.edits_pictures { 2 } else { 1 };
+    Extent { pixels: side * side, image_tokens: pictures * tokens * tokens, text_tokens: text_tokens as u64 }
+}
+
+fn max_sequence_length(config: &FluxConfig) -> usize {
+    if config.guidance_embeds { MAX_SEQUENCE_LENGTH } else { SCHNELL_SEQUENCE_LENGTH }
 }
 
 /// What a model is, but for the device.

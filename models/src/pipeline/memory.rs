@@ -8,32 +8,32 @@
 //! 3. the precision: 16-bit weights are held in 8 bits (Q8_0), where the precision was left open;
 //! 4. the blocks, once a step.
 //!
-//! Pictures beyond half a megapixel are decoded in tiles where the VAE's features would not fit.
+//! Before each of the last two, the VAE is made to work in tiles, which blends seams.
 
 use std::fmt;
 
+use candle_core::Device;
+
 use crate::{Error, Result};
 
-/// Bytes of a model's weights as they are stored.
+/// Bytes of a model's weights in the types they would be held in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WeightSizes {
     /// Attention and feed-forward layers of the transformer's blocks.
     pub blocks: u64,
-    /// The largest of the blocks.
-    pub largest_block: u64,
     /// The modulation's layers.
     pub modulation: u64,
-    /// The largest of them.
-    pub largest_modulation: u64,
     /// What else the transformer has.
     pub embedders: u64,
+    /// The most of blocks or modulation that is in memory at a time while they are streamed.
+    pub transient: u64,
     /// T5.
     pub t5: u64,
-    /// The largest layer of T5, or its embedding table where that is read whole.
-    pub t5_largest: u64,
+    /// The most of T5 that is in memory at a time while it is streamed.
+    pub t5_transient: u64,
     /// The other text encoder and the VAE.
     pub rest: u64,
-    /// Whether blocks and modulation are stored in 16 bits or more, so that they can be held in 8.
+    /// Whether they are held in 16 bits or more, and so can be held in 8.
     pub can_shrink: bool,
 }
 
@@ -91,21 +91,50 @@ pub struct MemoryPlan {
 const TILE_PIXELS: u64 = 512 * 512;
 /// What the program and the allocator take beside tensors.
 const OVERHEAD_BYTES: u64 = 64 << 20;
-/// Blocks in memory at a time while they are streamed: the one at work and the one that is read.
-const STREAMED_BLOCKS: u64 = 2;
 /// Q8_0 holds 32 weights in 34 bytes.
 const Q8_0_OF_16_BITS: (u64, u64) = (17, 32);
+
+/// What decides about memory: of a model, and of the device it is on.
+#[derive(Clone, Copy, Debug)]
+pub struct MemoryNeeds {
+    /// Of its weights.
+    pub sizes: WeightSizes,
+    /// Of its activations.
+    pub widths: Widths,
+    /// Bytes that may be taken.
+    pub room: u64,
+}
+
+impl MemoryNeeds {
+    /// Refuses a picture that would not fit, before anything is computed for it.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] names what it needs and what there is.
+    pub fn check(&self, plan: &MemoryPlan, extent: &Extent) -> Result<()> {
+        let peak = plan.peak(&self.sizes, &self.widths, extent);
+        if peak <= self.room {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "width and height: {} pixels need {} of memory, {} are there: take a smaller picture",
+            extent.pixels,
+            gigabytes(peak),
+            gigabytes(self.room)
+        )))
+    }
+}
 
 impl MemoryPlan {
     /// The plan that keeps most in memory and fits into `room` bytes.
     ///
     /// # Errors
     /// [`Error::Invalid`] where none does; it says what the least would be.
-    pub fn new(sizes: &WeightSizes, widths: &Widths, extent: &Extent, room: u64) -> Result<Self> {
+    pub fn new(needs: &MemoryNeeds, extent: &Extent) -> Result<Self> {
+        let MemoryNeeds { sizes, widths, room } = needs;
         let mut least = u64::MAX;
         for plan in Self::choices(sizes) {
             let peak_bytes = plan.peak(sizes, widths, extent);
-            if peak_bytes <= room {
+            if peak_bytes <= *room {
                 return Ok(Self { peak_bytes, ..plan });
             }
             least = least.min(peak_bytes);
@@ -114,7 +143,7 @@ impl MemoryPlan {
             "this model needs at least {} of memory, {} are free: take a quantised checkpoint (GGUF Q4_K), a smaller \
              picture, or free memory",
             gigabytes(least),
-            gigabytes(room)
+            gigabytes(*room)
         )))
     }
 
@@ -131,25 +160,28 @@ impl MemoryPlan {
     }
 
     /// All plans, the fastest first.
-    fn choices(sizes: &WeightSizes) -> impl Iterator<Item = Self> {
+    fn choices(sizes: &WeightSizes) -> Vec<Self> {
         use Place::{Resident, Streamed};
-        let shrinks = if sizes.can_shrink { vec![false, true] } else { vec![false] };
-        let resident = shrinks.clone().into_iter().flat_map(|eight_bits| {
-            [(Resident, Resident), (Streamed, Resident), (Streamed, Streamed)]
-                .map(|(t5, modulation)| (t5, modulation, Resident, eight_bits))
-        });
-        // Reading 8-bit blocks would mean to quantise them at every step.
-        let streamed = [(Streamed, Streamed, Streamed, false)];
-        resident.chain(streamed).flat_map(|(t5, modulation, blocks, eight_bits)| {
-            [false, true].map(|vae_tiling| Self {
-                t5,
-                modulation,
-                blocks,
-                eight_bits,
-                vae_tiling,
-                peak_bytes: 0,
-            })
-        })
+        const RESIDENT: [(Place, Place, Place); 3] =
+            [(Resident, Resident, Resident), (Streamed, Resident, Resident), (Streamed, Streamed, Resident)];
+        let shrinks = if sizes.can_shrink { &[false, true][..] } else { &[false] };
+        let mut choices = Vec::new();
+        let mut add = |places: &[(Place, Place, Place)], eight_bits| {
+            for vae_tiling in [false, true] {
+                choices.extend(places.iter().map(|&(t5, modulation, blocks)| Self {
+                    t5,
+                    modulation,
+                    blocks,
+                    eight_bits,
+                    vae_tiling,
+                    peak_bytes: 0,
+                }));
+            }
+        };
+        shrinks.iter().for_each(|&eight_bits| add(&RESIDENT, eight_bits));
+        // Not in 8 bits: they would be rounded anew at every step.
+        add(&[(Streamed, Streamed, Streamed)], false);
+        choices
     }
 
     /// The most that is in memory at a time: while T5 runs, while the modulation is computed, in a step, or in the VAE.
@@ -164,18 +196,11 @@ impl MemoryPlan {
             + when(self.t5, sizes.t5)
             + when(self.modulation, sizes.modulation)
             + when(self.blocks, sizes.blocks);
-        let t5 = match self.t5 {
-            Place::Resident => 0,
-            Place::Streamed => STREAMED_BLOCKS * sizes.t5_largest,
-        } + extent.text_tokens * 4 * widths.t5_inner * widths.activation;
-        let modulation = match self.modulation {
-            Place::Resident => 0,
-            Place::Streamed => STREAMED_BLOCKS * sizes.largest_modulation,
-        };
-        let step = match self.blocks {
-            Place::Resident => 0,
-            Place::Streamed => STREAMED_BLOCKS * sizes.largest_block,
-        } + step_bytes(widths, extent);
+        let streamed = |place: Place, bytes: u64| if place == Place::Streamed { held(bytes) } else { 0 };
+        let t5 = streamed(self.t5, sizes.t5_transient)
+            + extent.text_tokens * 4 * widths.t5_inner * widths.activation;
+        let modulation = streamed(self.modulation, sizes.transient);
+        let step = streamed(self.blocks, sizes.transient) + step_bytes(widths, extent);
         let decode =
             vae_bytes(widths, if self.vae_tiling { extent.pixels.min(TILE_PIXELS) } else { extent.pixels })
                 + extent.pixels * 3 * 4;
@@ -216,4 +241,32 @@ impl fmt::Display for MemoryPlan {
             gigabytes(self.peak_bytes)
         )
     }
+}
+
+/// Bytes that are free on a device, and that a container's limit leaves.
+pub(super) fn free_bytes(device: &Device) -> Option<u64> {
+    if !device.is_cpu() {
+        return free_on_gpu();
+    }
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let available = read("/proc/meminfo").and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
+    });
+    let number = |path: &str| read(path)?.trim().parse::<u64>().ok();
+    let limit = number("/sys/fs/cgroup/memory.max")
+        .zip(number("/sys/fs/cgroup/memory.current"))
+        .map(|(limit, used)| limit.saturating_sub(used));
+    available.into_iter().chain(limit).min()
+}
+
+#[cfg(feature = "cuda")]
+fn free_on_gpu() -> Option<u64> {
+    let (free, _) = candle_core::cuda_backend::cudarc::driver::result::mem_get_info().ok()?;
+    Some(free as u64)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn free_on_gpu() -> Option<u64> {
+    None
 }

@@ -26,7 +26,7 @@ use image::RgbImage;
 pub use denoising::Denoising;
 pub use latent_resize::Interpolation;
 pub use load::{DeviceChoice, LoadOptions, ModelSource, Precision};
-pub use memory::{MemoryPlan, Place};
+pub use memory::{MemoryNeeds, MemoryPlan, Place};
 pub use preset::Preset;
 pub use request::{GenerationRequest, MaskedContent, MicroConditioning, Mode};
 pub use variation::Variation;
@@ -36,6 +36,7 @@ use crate::lora::{LoraFile, LoraReport, MergedLoras, Target};
 use crate::schedule::SchedulerConfig;
 use crate::text::TextEncoder;
 use crate::text::cache::PromptCache;
+use crate::text::t5::T5Encoder;
 use crate::vae::AutoencoderKl;
 use crate::{Error, Result};
 
@@ -151,7 +152,7 @@ pub struct Pipeline {
     device: Device,
     text_encoder: Option<TextEncoder>,
     text_encoder_2: Option<TextEncoder>,
-    t5: Option<flux::T5>,
+    t5: Option<T5Encoder>,
     denoiser: Denoiser,
     vae: AutoencoderKl,
     vae_tiling: bool,
@@ -166,6 +167,7 @@ pub struct Pipeline {
     prompts: PromptCache,
     preview: OnceLock<preview::LatentToRgb>,
     weight_bytes: u64,
+    memory: Option<MemoryNeeds>,
 }
 
 /// SDXL's second stage: another UNet and text encoder over the same latents.
@@ -201,9 +203,7 @@ impl Pipeline {
         let mut targets = vec![(self.denoiser_target(), self.denoiser.weights())];
         targets.extend(self.text_encoder.iter().map(|t| (Target::TextEncoder, t.weights())));
         targets.extend(self.text_encoder_2.iter().map(|t| (Target::TextEncoder2, t.weights())));
-        if let Some(flux::T5::Resident(t5)) = &self.t5 {
-            targets.push((Target::TextEncoder2, t5.weights()));
-        }
+        targets.extend(self.t5.iter().map(|t| (Target::TextEncoder2, t.weights())));
         let in_text = |l: &MergedLoras| l.changes(Target::TextEncoder) || l.changes(Target::TextEncoder2);
         let before = in_text(&self.loras);
         let reports = self.loras.set(&targets, &loras);

@@ -4,7 +4,8 @@ use candle_core::{D, Tensor};
 use image::{GrayImage, RgbImage};
 
 use super::denoising::{Inpaint, Stage};
-use super::flux::mask_channels;
+use super::flux::{REFERENCE_TOKENS, mask_channels};
+use super::memory::Extent;
 use super::variation::slerp;
 use super::{Denoising, Family, GenerationRequest, MaskedContent, Mode, Pipeline, Variation, latent_resize};
 use crate::denoiser::Denoiser;
@@ -62,6 +63,7 @@ impl Pipeline {
             start_at_strength(&mut sampler, strength)?;
         }
         let refiner = self.start_refiner(request, &mut sampler, steps, guidance_scale, (rows, columns))?;
+        self.check_memory(request, (rows, columns))?;
         let timesteps = &sampler.timesteps()[sampler.position()..sampler.len()];
         let context = self.context(request, guidance_scale, guided, (rows, columns), timesteps)?;
         let mut noise = TorchGenerator::new(request.seed);
@@ -77,6 +79,23 @@ impl Pipeline {
             inpaint,
             done: 0,
         })
+    }
+
+    /// Refuses what would not fit, where it is known what fits.
+    fn check_memory(&self, request: &GenerationRequest, (rows, columns): (usize, usize)) -> Result<()> {
+        let (Some(needs), Some(plan)) = (&self.memory, &self.info.memory) else { return Ok(()) };
+        let tokens = (rows / self.info.multiple_px) * (columns / self.info.multiple_px);
+        let reference = match request.mode {
+            Mode::TextToImage => 0,
+            _ if self.info.edits_pictures => REFERENCE_TOKENS,
+            _ => 0,
+        };
+        let extent = Extent {
+            pixels: (rows * columns) as u64,
+            image_tokens: tokens as u64 + reference,
+            text_tokens: request.max_sequence_length.unwrap_or(self.max_sequence_length) as u64,
+        };
+        needs.check(plan, &extent)
     }
 
     /// The scale of classifier-free guidance, where the denoiser is to run twice a step.

@@ -1,4 +1,4 @@
-//! From a prompt to what the denoiser is conditioned on: tokens, emphasis, the CLIP text encoders.
+//! From a prompt to what the denoiser is conditioned on: tokens, emphasis, the CLIP text encoders and T5.
 
 pub mod cache;
 pub mod clip;
@@ -11,4 +11,5 @@ mod vocabulary;
 
 pub use clip::ClipTextModel;
 pub use encoder::{Encoded, HiddenStates, Prompt, TextEncoder};
+pub use t5::{T5Config, T5Encoder};
 pub use tokenizer::Tokenizer;

@@ -283,6 +283,36 @@ fn quantised_layers_become_16_bits_for_other_differences() {
 }
 
 #[test]
+fn streamed_layers_are_not_kept_in_memory_for_a_difference_of_low_rank() {
+    let layers = ["to_q", "to_k", "to_v"].map(|name| format!("transformer_blocks.0.attn.{name}"));
+    let made = |weights: &Weights| layers.each_ref().map(|name| weights.linear(name, 16, 16, true).unwrap());
+    let base = Weights::synthetic("transformer", 0, &Device::Cpu);
+    let (resident, streamed) = (made(&base), Weights::synthetic("transformer", 0, &Device::Cpu).streamed());
+    let linears = made(&streamed);
+    let qkv = "double_blocks.0.img_attn.qkv";
+    let low_rank =
+        file(&[(&format!("{qkv}.lora_A.weight"), &[1, 16]), (&format!("{qkv}.lora_B.weight"), &[48, 1])]);
+    let whole = file(&[(&format!("diffusion_model.{qkv}.diff"), &[48, 16])]);
+    let (mut merged, mut reference) = (MergedLoras::default(), MergedLoras::default());
+    for (loras, beside, kept) in
+        [(&[(&low_rank, 0.5)][..], 3, 0), (&[(&whole, 0.1)], 0, 3), (&[(&low_rank, -1.0)], 3, 0), (&[], 0, 0)]
+    {
+        reference.set(&[(Target::Transformer, &base)], loras).unwrap();
+        let reports = merged.set(&[(Target::Transformer, &streamed)], loras).unwrap();
+        let counts = |r: &LoraReport| (r.beside, r.resident, r.dequantized);
+        assert_eq!(reports.first().map_or((0, 0, 0), counts), (beside, kept, 0));
+        let in_memory = linears.iter().filter(|linear| linear.weight_bytes() > 0).count();
+        assert_eq!(in_memory, kept);
+        for ((name, ours), expected) in layers.iter().zip(&linears).zip(&resident) {
+            streamed.load(name).unwrap();
+            let d = max_difference(&columns(ours), &columns(expected));
+            assert!(d <= 1e-5, "{name}: differs by {d:e}");
+            streamed.unload(name).unwrap();
+        }
+    }
+}
+
+#[test]
 fn reports_say_who_wrote_a_file_and_how_it_is_composed() {
     for (file, format, layers) in [
         ("kohya", Format::Kohya, 46),

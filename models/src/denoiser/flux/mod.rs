@@ -16,7 +16,6 @@ mod report;
 mod residual;
 mod rope;
 mod single_block;
-mod stream;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -30,8 +29,8 @@ use self::pack::{pack, unpack};
 use self::residual::Residual;
 use self::rope::Positions;
 use self::single_block::SingleBlock;
-use self::stream::{Stage, one_ahead};
 use crate::checkpoint::Weights;
+use crate::checkpoint::stream::{Stage, one_ahead};
 use crate::layers::Linear;
 use crate::{Error, Result};
 pub use config::FluxConfig;

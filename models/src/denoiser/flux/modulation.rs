@@ -9,8 +9,8 @@ use aquatint_kernels::timestep_embedding;
 use candle_core::{DType, Tensor};
 
 use super::config::FluxConfig;
-use super::stream::{Stage, one_ahead};
 use crate::checkpoint::Weights;
+use crate::checkpoint::stream::{Stage, one_ahead};
 use crate::layers::{Activation, Linear};
 use crate::{Error, Result};
 

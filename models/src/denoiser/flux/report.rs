@@ -2,7 +2,7 @@
 
 use super::FluxTransformer;
 use super::options::{WeightBytes, WeightReport};
-use super::stream::Stage;
+use crate::checkpoint::stream::transient_bytes;
 
 /// Whether a layer turns timestep, guidance and pooled prompt into modulation vectors.
 fn is_modulation(layer: &str) -> bool {
@@ -26,14 +26,8 @@ impl FluxTransformer {
             let (total, resident) = bytes(layer);
             *part = WeightBytes { total: part.total + total, resident: part.resident + resident };
         }
-        let of_stage = |stage: &Stage| stage.layers().iter().map(|l| bytes(l).0).sum::<u64>();
-        let most = |stages: &mut dyn Iterator<Item = &Stage>| {
-            let bytes: Vec<u64> = stages.map(of_stage).collect();
-            let pairs = bytes.windows(2).map(|pair| pair.iter().sum()).max();
-            pairs.or(bytes.first().copied()).unwrap_or(0)
-        };
-        let blocks = most(&mut self.blocks.iter().map(|(_, stage)| stage));
-        report.transient = blocks.max(most(&mut self.modulation.stages().iter()));
+        let blocks = transient_bytes(self.blocks.iter().map(|(_, stage)| stage));
+        report.transient = blocks.max(transient_bytes(self.modulation.stages().iter()));
         report
     }
 }

@@ -2,12 +2,12 @@
 
 use std::sync::mpsc::sync_channel;
 
-use crate::checkpoint::Weights;
+use super::Weights;
 use crate::{Error, Result};
 
 /// A run of work over layers whose weights may be streamed.
 #[derive(Debug)]
-pub(super) struct Stage {
+pub(crate) struct Stage {
     weights: Weights,
     /// Full names of the streamed layers it needs.
     layers: Vec<String>,
@@ -15,13 +15,13 @@ pub(super) struct Stage {
 
 impl Stage {
     /// What is streamed of the layers below `weights`.
-    pub(super) fn new(weights: &Weights) -> Self {
+    pub(crate) fn new(weights: &Weights) -> Self {
         Self { weights: weights.clone(), layers: weights.streamed_layers() }
     }
 
-    /// Names of its streamed layers.
-    pub(super) fn layers(&self) -> &[String] {
-        &self.layers
+    /// Bytes of what it reads, in the type or format it is held in.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.layers.iter().map(|layer| self.weights.weight_bytes(layer).unwrap_or_default().0).sum()
     }
 
     fn load(&self) -> Result<()> {
@@ -38,7 +38,7 @@ impl Stage {
 ///
 /// # Errors
 /// The first of a stage's work, or of reading its weights; all streamed weights are freed then too.
-pub(super) fn one_ahead(stages: &[&Stage], mut work: impl FnMut(usize) -> Result<()>) -> Result<()> {
+pub(crate) fn one_ahead(stages: &[&Stage], mut work: impl FnMut(usize) -> Result<()>) -> Result<()> {
     if stages.iter().all(|stage| stage.layers.is_empty()) {
         return (0..stages.len()).try_for_each(work);
     }
@@ -76,4 +76,11 @@ pub(super) fn one_ahead(stages: &[&Stage], mut work: impl FnMut(usize) -> Result
         stages.iter().try_for_each(|stage| stage.unload())?;
     }
     result
+}
+
+/// The most that is in memory of streamed stages at a time: two that follow each other.
+pub(crate) fn transient_bytes<'a>(stages: impl Iterator<Item = &'a Stage>) -> u64 {
+    let bytes: Vec<u64> = stages.map(Stage::bytes).collect();
+    let pairs = bytes.windows(2).map(|pair| pair.iter().sum()).max();
+    pairs.or(bytes.first().copied()).unwrap_or(0)
 }
