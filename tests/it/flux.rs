@@ -82,7 +82,7 @@ async fn fields_of_flux_reach_the_model() {
 #[tokio::test]
 async fn a_negative_prompt_without_guidance_is_not_claimed_to_be_used() {
     let server = server(Script::default());
-    let body = json!({"prompt": "a", "config": {"negativePrompt": "b", "numImages": 1}});
+    let body = json!({"prompt": "a", "aspectRatio": "1:1", "config": {"negativePrompt": "b", "numImages": 1}});
     let answer = server.post("/generate", &body).await;
     assert_eq!(answer.status, 200, "{}", answer.text());
     assert_eq!(answer.json()["parameters"]["negative_prompt"], Value::Null);
@@ -94,7 +94,7 @@ async fn a_negative_prompt_without_guidance_is_not_claimed_to_be_used() {
 #[tokio::test]
 async fn every_reply_says_that_another_model_stands_in() {
     let server = server(Script { fallback_for: Some("flux-dev".into()), ..Script::default() });
-    let answer = server.post("/generate", &json!({"prompt": "a"})).await;
+    let answer = server.post("/generate", &json!({"prompt": "a", "aspectRatio": "1:1"})).await;
     assert_eq!(answer.json()["fallback_for"], "flux-dev");
     assert_eq!(answer.json()["parameters"]["fallback_for"], "flux-dev");
     assert_eq!(server.get("/health").await.json()["fallback_for"], "flux-dev");
