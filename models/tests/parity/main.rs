@@ -13,5 +13,6 @@ mod lora;
 mod noise;
 mod pipeline;
 mod sampler;
+mod t5;
 mod unet;
 mod vae;
