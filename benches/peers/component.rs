@@ -2,6 +2,7 @@
 //!
 //!     component unet FOLDER SIDE BATCH RUNS       one UNet step on SIDE x SIDE latents
 //!     component vae FOLDER SIDE BATCH RUNS        one VAE decode of SIDE x SIDE latents
+//!     component t5 FOLDER TOKENS BATCH RUNS       one run of a T5 encoder
 //!
 //! Prints JSON: the milliseconds of each run, the mean of the output's magnitudes (for comparing with a peer's), the
 //! bytes of the weights and the process's peak resident bytes. `component.py` does the same with diffusers.
@@ -12,13 +13,14 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use aquatint_models::checkpoint::Weights;
 use aquatint_models::denoiser::{AddedConditioning, Conditioning, UNet2DCondition, UnetConfig};
+use aquatint_models::text::t5::{Precision, T5Config, T5Model};
 use aquatint_models::vae::AutoencoderKl;
 use candle_core::{DType, Device, Tensor};
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [kind, folder, side, batch, runs] = &args[..] else {
-        bail!("usage: component unet|vae FOLDER SIDE BATCH RUNS");
+        bail!("usage: component unet|vae|t5 FOLDER SIDE BATCH RUNS");
     };
     let (folder, side, batch, runs) = (Path::new(folder), side.parse()?, batch.parse()?, runs.parse()?);
     let file = folder.join("diffusion_pytorch_model.safetensors");
@@ -29,7 +31,8 @@ fn main() -> Result<()> {
     let mut run: Box<dyn FnMut() -> Result<Tensor>> = match kind.as_str() {
         "unet" => unet(serde_json::from_slice(&config)?, &weights, side, batch)?,
         "vae" => vae(serde_json::from_slice(&config)?, &weights, side, batch)?,
-        other => bail!("{other}: unet or vae is timed"),
+        "t5" => t5(serde_json::from_slice(&config)?, &weights, side, batch)?,
+        other => bail!("{other}: unet, vae or t5 is timed"),
     };
     let mut milliseconds = Vec::new();
     let mut magnitude = 0.0;
@@ -86,6 +89,18 @@ fn vae(
     let latents = wave((batch, config.latent_channels, side, side))?;
     let vae = AutoencoderKl::new(config, weights)?;
     Ok(Box::new(move || Ok(vae.decode(&latents)?)))
+}
+
+fn t5(
+    config: T5Config,
+    weights: &Weights,
+    tokens: usize,
+    batch: usize,
+) -> Result<Box<dyn FnMut() -> Result<Tensor>>> {
+    let rows = config.vocab_size as u32;
+    let model = T5Model::new(config, weights, Precision::Full)?;
+    let ids = vec![(0..tokens as u32).map(|i| i * 600 % rows).collect::<Vec<_>>(); batch];
+    Ok(Box::new(move || Ok(model.forward(&ids)?)))
 }
 
 /// `VmHWM` of Linux.

@@ -1,10 +1,11 @@
 """Writes the models of the side-by-side timings and of the memory check, with random weights:
 
-    .ref/bin/python benches/peers/models.py OUT [unet-35m] [vae] [sdxl-unet]
+    .ref/bin/python benches/peers/models.py OUT [unet-35m] [vae] [sdxl-unet] [t5-layer]
 
     unet-35m    an SDXL-architecture UNet of about 35 M parameters, f32
     vae         SDXL's published AutoencoderKL config, f32
     sdxl-unet   SDXL's published UNet config, 2.6 B parameters, f16 (5.1 GB)
+    t5-layer    one of the 24 layers of FLUX's T5, f32 (0.8 GB); only when named
 """
 import json
 import pathlib
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.numpy import save_file
+from transformers import T5Config, T5EncoderModel
 
 CROSS_DOWN, CROSS_UP = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
 SDXL = dict(
@@ -30,18 +32,21 @@ VAE = dict(
     in_channels=3, out_channels=3, latent_channels=4, block_out_channels=[128, 256, 512, 512], layers_per_block=2, sample_size=1024,
     scaling_factor=0.13025, down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
 )  # fmt: skip
-MODELS = {"unet-35m": (UNet2DConditionModel, SMALL, np.float32), "vae": (AutoencoderKL, VAE, np.float32), "sdxl-unet": (UNet2DConditionModel, SDXL, np.float16)}
+T5 = dict(vocab_size=1000, d_model=4096, d_kv=64, d_ff=10240, num_layers=1, num_heads=64, feed_forward_proj="gated-gelu", is_encoder_decoder=False, use_cache=False)
+MODELS = {"unet-35m": (UNet2DConditionModel, SMALL, np.float32), "vae": (AutoencoderKL, VAE, np.float32), "sdxl-unet": (UNet2DConditionModel, SDXL, np.float16), "t5-layer": (T5EncoderModel, T5, np.float32)}
+UNLESS_NAMED = [name for name in MODELS if name != "t5-layer"]
 
 
 def main(out, names):
     rng = np.random.default_rng(0)
-    for name in names or MODELS:
+    for name in names or UNLESS_NAMED:
         model, config, dtype = MODELS[name]
         folder = pathlib.Path(out) / name
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps({"_class_name": model.__name__} | config))
         with torch.device("meta"):
-            shapes = {k: tuple(v.shape) for k, v in model(**config).state_dict().items()}
+            module = model(T5Config(**config)) if model is T5EncoderModel else model(**config)
+            shapes = {k: tuple(v.shape) for k, v in module.state_dict().items() if k != "encoder.embed_tokens.weight"}
         tensors = {}
         for key, shape in shapes.items():
             fan_in = int(np.prod(shape[1:])) if len(shape) > 1 else 1
