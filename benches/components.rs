@@ -1,4 +1,4 @@
-//! One UNet step, one FLUX step, one VAE decode and both text encoders, on computed weights: `cargo bench --bench components`.
+//! One UNet step, one FLUX step, one VAE decode and the text encoders, on computed weights: `cargo bench --bench components`.
 //!
 //! The UNet has SDXL's architecture at 37 M parameters, FLUX one double and one single block at full width, the VAE is
 //! the published one; `peers/` times the same beside
@@ -13,6 +13,7 @@ use aquatint_models::denoiser::{
     UnetConfig,
 };
 use aquatint_models::text::clip::{ClipTextModel, Config};
+use aquatint_models::text::t5::{Precision, T5Config, T5Model};
 use aquatint_models::vae::{AutoencoderKl, AutoencoderKlConfig};
 use candle_core::{Device, Tensor};
 use criterion::{Criterion, criterion_group, criterion_main};
@@ -112,10 +113,27 @@ fn text(c: &mut Criterion) {
     }
 }
 
+/// A narrow T5, and a layer of FLUX's: 24 of those are its encoder.
+fn t5(c: &mut Criterion) {
+    let narrow = T5Config { d_model: 768, d_ff: 2048, num_layers: 12, num_heads: 12, ..T5Config::xxl() };
+    let layer = T5Config { num_layers: 1, vocab_size: 1000, ..T5Config::xxl() };
+    for (name, config, lengths) in [
+        ("T5 v1.1 base, one prompt", narrow, [256, 512].as_slice()),
+        ("T5 v1.1 XXL, 1 of 24 layers, one prompt", layer, &[256]),
+    ] {
+        let model = T5Model::new(config, &Weights::synthetic("t5", 0, CPU), Precision::Full).unwrap();
+        for &tokens in lengths {
+            let ids = vec![(0..tokens).map(|i| i * 600 % 1000).collect::<Vec<u32>>()];
+            checked(&format!("{name}, {tokens} tokens"), c, || model.forward(&ids).unwrap());
+        }
+    }
+}
+
 fn all(c: &mut Criterion) {
     unet(c);
     flux(c);
     text(c);
+    t5(c);
     vae(c);
 }
 

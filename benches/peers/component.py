@@ -1,13 +1,17 @@
-"""component.rs with diffusers: one UNet step, VAE decode or FLUX step on the same weights and inputs, in f32, two threads.
+"""component.rs with diffusers: one UNet step, FLUX step, VAE decode or T5 run on the same weights and inputs, in f32, two
+threads.
 
-    .ref/bin/python benches/peers/component.py unet|vae|flux FOLDER SIDE BATCH RUNS
+    .ref/bin/python benches/peers/component.py unet|vae|flux|t5 FOLDER SIDE BATCH RUNS
 """
 import json
+import pathlib
 import sys
 import time
 
 import torch
 from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel, UNet2DConditionModel
+from safetensors.torch import load_file
+from transformers import T5Config, T5EncoderModel
 
 kind, folder, side, batch, runs = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6])
 torch.set_num_threads(2)
@@ -18,9 +22,18 @@ def wave(*shape):
     return torch.sin(0.1 * torch.arange(n, dtype=torch.float32)).reshape(shape)
 
 
+def t5():
+    """transformers looks for other file names than diffusers: the file is loaded by hand."""
+    folder_ = pathlib.Path(folder)
+    model = T5EncoderModel(T5Config(**json.loads((folder_ / "config.json").read_text())))
+    model.load_state_dict(load_file(folder_ / "diffusion_pytorch_model.safetensors"), strict=False)
+    return model.eval()
+
+
 @torch.no_grad()
 def main():
-    model = dict(unet=UNet2DConditionModel, vae=AutoencoderKL, flux=FluxTransformer2DModel)[kind].from_pretrained(folder).eval()
+    kinds = dict(unet=UNet2DConditionModel, vae=AutoencoderKL, flux=FluxTransformer2DModel)
+    model = t5() if kind == "t5" else kinds[kind].from_pretrained(folder).eval()
     config = model.config
     if kind == "unet":
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
@@ -38,6 +51,9 @@ def main():
             txt_ids=torch.zeros(256, 3), img_ids=ids, guidance=torch.full((batch,), 3.5), timestep=torch.full((batch,), 0.5),
         )  # fmt: skip
         run = lambda: model(FluxPipeline._pack_latents(x, *x.shape), **args).sample
+    elif kind == "t5":
+        ids = (torch.arange(side) * 600 % config.vocab_size).repeat(batch, 1)
+        run = lambda: model(ids)[0]
     else:
         latents = wave(batch, config.latent_channels, side, side)
         run = lambda: model.decode(latents).sample

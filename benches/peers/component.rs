@@ -3,6 +3,7 @@
 //!     component unet FOLDER SIDE BATCH RUNS       one UNet step on SIDE x SIDE latents
 //!     component vae FOLDER SIDE BATCH RUNS        one VAE decode of SIDE x SIDE latents
 //!     component flux FOLDER SIDE BATCH RUNS       one step of a FLUX transformer, 256 text tokens
+//!     component t5 FOLDER TOKENS BATCH RUNS       one run of a T5 encoder
 //!
 //! Prints JSON: the milliseconds of each run, the mean of the output's magnitudes (for comparing with a peer's), the
 //! bytes of the weights and the process's peak resident bytes. `component.py` does the same with diffusers.
@@ -16,13 +17,14 @@ use aquatint_models::denoiser::{
     AddedConditioning, Conditioning, FluxConditioning, FluxConfig, FluxContext, FluxTransformer,
     UNet2DCondition, UnetConfig,
 };
+use aquatint_models::text::t5::{Precision, T5Config, T5Model};
 use aquatint_models::vae::AutoencoderKl;
 use candle_core::{DType, Device, Tensor};
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [kind, folder, side, batch, runs] = &args[..] else {
-        bail!("usage: component unet|vae|flux FOLDER SIDE BATCH RUNS");
+        bail!("usage: component unet|vae|flux|t5 FOLDER SIDE BATCH RUNS");
     };
     let (folder, side, batch, runs) = (Path::new(folder), side.parse()?, batch.parse()?, runs.parse()?);
     let file = folder.join("diffusion_pytorch_model.safetensors");
@@ -34,7 +36,8 @@ fn main() -> Result<()> {
         "unet" => unet(serde_json::from_slice(&config)?, &weights, side, batch)?,
         "vae" => vae(serde_json::from_slice(&config)?, &weights, side, batch)?,
         "flux" => flux(serde_json::from_slice(&config)?, &weights, side, batch)?,
-        other => bail!("{other}: unet, vae or flux is timed"),
+        "t5" => t5(serde_json::from_slice(&config)?, &weights, side, batch)?,
+        other => bail!("{other}: unet, vae, flux or t5 is timed"),
     };
     let mut milliseconds = Vec::new();
     let mut magnitude = 0.0;
@@ -112,6 +115,18 @@ fn flux(
     let context = flux.context(&conditioning, &[500.0])?;
     let context = FluxContext::cat(&vec![&context; batch])?;
     Ok(Box::new(move || Ok(flux.forward(&latents, &vec![500.0; batch], &context)?)))
+}
+
+fn t5(
+    config: T5Config,
+    weights: &Weights,
+    tokens: usize,
+    batch: usize,
+) -> Result<Box<dyn FnMut() -> Result<Tensor>>> {
+    let rows = config.vocab_size as u32;
+    let model = T5Model::new(config, weights, Precision::Full)?;
+    let ids = vec![(0..tokens as u32).map(|i| i * 600 % rows).collect::<Vec<_>>(); batch];
+    Ok(Box::new(move || Ok(model.forward(&ids)?)))
 }
 
 /// `VmHWM` of Linux.

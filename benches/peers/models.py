@@ -1,11 +1,12 @@
 """Writes the models of the side-by-side timings and of the memory check, with random weights:
 
-    .ref/bin/python benches/peers/models.py OUT [unet-35m] [vae] [flux-2] [sdxl-unet]
+    .ref/bin/python benches/peers/models.py OUT [unet-35m] [vae] [flux-2] [sdxl-unet] [t5-layer]
 
     unet-35m    an SDXL-architecture UNet of about 35 M parameters, f32
     vae         SDXL's published AutoencoderKL config, f32
     flux-2      one double and one single block of FLUX.1-dev at full width, f32 (2 GB)
     sdxl-unet   SDXL's published UNet config, 2.6 B parameters, f16 (5.1 GB)
+    t5-layer    one of the 24 layers of FLUX's T5, f32 (0.8 GB); only when named
 """
 import json
 import pathlib
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel, UNet2DConditionModel
 from safetensors.numpy import save_file
+from transformers import T5Config, T5EncoderModel
 
 CROSS_DOWN, CROSS_UP = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
 SDXL = dict(
@@ -32,21 +34,25 @@ VAE = dict(
     scaling_factor=0.13025, down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
 )  # fmt: skip
 FLUX_2 = dict(num_layers=1, num_single_layers=1, guidance_embeds=True)
+T5 = dict(vocab_size=1000, d_model=4096, d_kv=64, d_ff=10240, num_layers=1, num_heads=64, feed_forward_proj="gated-gelu", is_encoder_decoder=False, use_cache=False)
 MODELS = {
     "unet-35m": (UNet2DConditionModel, SMALL, np.float32), "vae": (AutoencoderKL, VAE, np.float32),
     "flux-2": (FluxTransformer2DModel, FLUX_2, np.float32), "sdxl-unet": (UNet2DConditionModel, SDXL, np.float16),
+    "t5-layer": (T5EncoderModel, T5, np.float32),
 }  # fmt: skip
+UNLESS_NAMED = [name for name in MODELS if name != "t5-layer"]
 
 
 def main(out, names):
     rng = np.random.default_rng(0)
-    for name in names or MODELS:
+    for name in names or UNLESS_NAMED:
         model, config, dtype = MODELS[name]
         folder = pathlib.Path(out) / name
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps({"_class_name": model.__name__} | config))
         with torch.device("meta"):
-            shapes = {k: tuple(v.shape) for k, v in model(**config).state_dict().items()}
+            module = model(T5Config(**config)) if model is T5EncoderModel else model(**config)
+            shapes = {k: tuple(v.shape) for k, v in module.state_dict().items() if k != "encoder.embed_tokens.weight"}
         tensors = {}
         for key, shape in shapes.items():
             fan_in = int(np.prod(shape[1:])) if len(shape) > 1 else 1

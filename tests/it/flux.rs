@@ -82,7 +82,8 @@ async fn fields_of_flux_reach_the_model() {
 #[tokio::test]
 async fn a_negative_prompt_without_guidance_is_not_claimed_to_be_used() {
     let server = server(Script::default());
-    let body = json!({"prompt": "a", "aspectRatio": "1:1", "config": {"negativePrompt": "b", "numImages": 1}});
+    let body =
+        json!({"prompt": "a", "aspectRatio": "1:1", "config": {"negativePrompt": "b", "numImages": 1}});
     let answer = server.post("/generate", &body).await;
     assert_eq!(answer.status, 200, "{}", answer.text());
     assert_eq!(answer.json()["parameters"]["negative_prompt"], Value::Null);

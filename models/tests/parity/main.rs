@@ -19,5 +19,6 @@ mod pipeline;
 mod pipeline_flux;
 mod quantised;
 mod sampler;
+mod t5;
 mod unet;
 mod vae;
