@@ -319,11 +319,14 @@ fn damaged_files_are_refused_without_harm() {
 
     let cases = [gguf_cases(), safetensors_cases(), flux_cases()].concat();
     assert!(cases.len() >= 90, "{}", cases.len());
+    let mut wrong = Vec::new();
     for (what, bytes, says) in cases {
-        let error = open(&bytes).expect_err(what);
-        assert!(error.contains(says), "{what}: {error}");
-        assert!(error.starts_with(path().to_str().unwrap()), "{what}: {error}");
+        match open(&bytes) {
+            Err(error) if error.contains(says) && error.starts_with(path().to_str().unwrap()) => {}
+            other => wrong.push(format!("{what}: {other:?}")),
+        }
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 
     // Any cut, and any wrong byte: an error or a file that can be read to its end.
     let bytes = good().bytes();
