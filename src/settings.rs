@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use aquatint_models::checkpoint::builtin;
+use aquatint_models::checkpoint::published::{PUBLISHED, Published};
 use aquatint_models::sampler::SamplerSettings;
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -47,6 +48,10 @@ pub struct ModelArgs {
     /// reply then says so
     #[arg(long, value_name = "DIR", env = "AQUATINT_FALLBACK", requires = "model")]
     pub fallback: Option<String>,
+    /// Random weights in the shapes of a published model, to measure speed and memory without a checkpoint; pictures are
+    /// noise
+    #[arg(long, value_name = "MODEL", conflicts_with = "model", value_parser = published)]
+    pub dummy_weights: Option<&'static Published>,
     /// Memory that FLUX may take, in GiB: what does not fit is read from the checkpoint when it is needed [default:
     /// what is free]
     #[arg(long, value_name = "GIB", env = "AQUATINT_MEMORY", value_parser = positive)]
@@ -487,6 +492,14 @@ fn seconds(text: &str) -> Result<Duration, String> {
 fn positive(text: &str) -> Result<f64, String> {
     let number = text.parse().ok().filter(|n: &f64| n.is_finite() && *n > 0.0);
     number.ok_or_else(|| "a number above 0 is needed".into())
+}
+
+/// A model whose shapes are known.
+fn published(text: &str) -> Result<&'static Published, String> {
+    PUBLISHED.iter().find(|model| model.name == text).ok_or_else(|| {
+        let names: Vec<_> = PUBLISHED.iter().map(|model| model.name).collect();
+        format!("one of {} is needed", names.join(", "))
+    })
 }
 
 /// `NAME=DIR`.

@@ -240,9 +240,9 @@ pub(super) fn default_guidance_scale(app: &App, preset: Option<Preset>) -> Optio
     app.defaults.guidance_scale.filter(|_| !preset.is_some_and(|preset| preset.fixes_guidance))
 }
 
-/// The scheduler where a request names none and the server's settings do. What is distilled works with its own alone.
+/// The scheduler where a request names none and the server's settings do. What is distilled, and FLUX, works with its own alone.
 pub(super) fn default_scheduler(app: &App, preset: Option<Preset>) -> Option<String> {
-    app.defaults.scheduler.clone().filter(|_| !preset.is_some_and(|preset| preset.is_distilled()))
+    app.defaults.scheduler.clone().filter(|_| !preset.is_some_and(|preset| preset.brings_its_sampler()))
 }
 
 fn temper(setting: Option<f64>, model: f64, temperature: f64) -> Option<f64> {

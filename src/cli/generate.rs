@@ -56,7 +56,7 @@ pub(super) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     }
     if backend.info().random_weights {
         eprintln!(
-            "note: the built-in model has random weights, its pictures are coloured noise; --model DIR takes a trained one"
+            "note: this model has random weights, its pictures are noise; --model DIR takes a trained one"
         );
     }
     if args.json { print_json(&made) } else { Ok(()) }

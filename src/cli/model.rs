@@ -35,7 +35,11 @@ impl Choice {
             folder("--refiner", refiner, DIFFUSERS)?;
         }
         let fallback = args.fallback.as_deref().map(|text| source("--fallback", Some(text))).transpose()?;
-        let source = match (source("--model", args.model.as_deref()), &fallback, &args.model) {
+        let source = match args.dummy_weights {
+            Some(model) => Ok(ModelSource::Dummy(model)),
+            None => source("--model", args.model.as_deref()),
+        };
+        let source = match (source, &fallback, &args.model) {
             // It may be gated or not there yet: the fallback is what that is for.
             (Err(Failure::BadInput(reason)), Some(_), Some(model)) => {
                 tracing::warn!("{reason}");
@@ -141,6 +145,7 @@ fn source(flag: &str, model: Option<&str>) -> Result<ModelSource, Failure> {
 fn name(source: &ModelSource) -> String {
     match source {
         ModelSource::Builtin => "builtin".to_owned(),
+        ModelSource::Dummy(model) => model.name.to_owned(),
         ModelSource::Folder(path) => {
             // `models/sdxl/.` and `.` are named as what they are.
             let whole = path.canonicalize().unwrap_or_else(|_| path.clone());

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use super::{Failure, print};
 use crate::settings::ModelsArgs;
 
-const FORMATS: &str = "Formats: folders in the diffusers layout with safetensors weights (Stable Diffusion 1.x, 2.x and SDXL).\n\
+const FORMATS: &str = "Formats: folders in the diffusers layout with safetensors weights (Stable Diffusion 1.x, 2.x, SDXL and FLUX.1;\n\
+                       a FLUX transformer or T5 may be a GGUF file, the transformer a single file with its original names).\n\
                        Pickles (.ckpt, .pt, .bin) are refused: they can run code.";
 
 /// A model folder and what its index calls it.
@@ -50,7 +51,14 @@ fn scan(folder: &Path) -> Result<Vec<Found>, Failure> {
 }
 
 fn is_supported(class: &str) -> bool {
-    let known = ["StableDiffusionPipeline", "StableDiffusionXLPipeline", "LatentConsistencyModelPipeline"];
+    let known = [
+        "StableDiffusionPipeline",
+        "StableDiffusionXLPipeline",
+        "LatentConsistencyModelPipeline",
+        "FluxPipeline",
+        "FluxFillPipeline",
+        "FluxKontextPipeline",
+    ];
     let kind = class.replace("Img2Img", "").replace("Inpaint", "");
     known.contains(&kind.as_str())
 }

@@ -134,7 +134,7 @@ async fn announce(engine: Engine) {
         Ok(info) => {
             tracing::info!(model = info.name, family = info.family.name(), device = info.device, "ready");
             if info.random_weights {
-                tracing::warn!("the built-in model has random weights: its pictures are coloured noise");
+                tracing::warn!("this model has random weights: its pictures are noise");
             }
         }
         Err(EngineError::Stopping) => {}

@@ -220,18 +220,45 @@ fn the_built_in_model_makes_pictures() {
 }
 
 #[test]
+fn a_fallback_stands_in_and_says_so() {
+    let folder = Folder::new("fallback");
+    // There, but gated: a download left the index alone.
+    folder.write("flux-dev/model_index.json", br#"{"_class_name": "FluxPipeline"}"#);
+    let make = ["generate", "a red apple", "--steps", "1", "--seed", "7", "--json", "--fallback", "builtin"];
+    for model in ["flux-dev", "nowhere"] {
+        let output = run(&folder, &[], &[&make[..], &["--model", model]].concat());
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(0), "{stderr}");
+        assert!(stderr.contains(model) && stderr.contains("builtin stands in"), "{stderr}");
+        let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let parameters = &json["images"][0]["parameters"];
+        assert_eq!((&parameters["model"], &parameters["fallback_for"]), (&"builtin".into(), &model.into()));
+    }
+    let output = run(&folder, &[], &["generate", "a", "--model", "flux-dev"]);
+    assert!(error_line(&output, "none").contains("flux-dev"), "without a fallback it is an error");
+    let output = run(&folder, &[], &["generate", "a", "--model", "flux-dev", "--fallback", "nowhere"]);
+    assert!(error_line(&output, "bad fallback").contains("--fallback nowhere"));
+}
+
+#[test]
 fn models_are_listed() {
     let folder = Folder::new("models");
     folder.write("m/b/model_index.json", br#"{"_class_name": "StableDiffusionXLPipeline"}"#);
     folder.write("m/a/model_index.json", br#"{"_class_name": "FluxPipeline"}"#);
     folder.write("m/c/other.json", b"{}");
+    folder.write("m/d/model_index.json", br#"{"_class_name": "KolorsPipeline"}"#);
     let output = run(&folder, &[], &["models", "--models-dir", "m"]);
     let text = stdout(&output);
     assert!(text.starts_with("builtin  "), "{text}");
-    assert!(text.contains("m/a  FluxPipeline (not supported)\nm/b  StableDiffusionXLPipeline\n"), "{text}");
+    assert!(
+        text.contains(
+            "m/a  FluxPipeline\nm/b  StableDiffusionXLPipeline\nm/d  KolorsPipeline (not supported)\n"
+        ),
+        "{text}"
+    );
     let output = run(&folder, &[("AQUATINT_MODELS_DIR", "m")], &["models", "--json"]);
     let json: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(json["models"].as_array().unwrap().len(), 3);
+    assert_eq!(json["models"].as_array().unwrap().len(), 4);
     let missing = run(&folder, &[], &["models", "--models-dir", "none"]);
     assert_eq!(missing.status.code(), Some(2));
     assert!(error_line(&missing, "none").contains("--models-dir none"));

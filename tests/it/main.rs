@@ -13,6 +13,7 @@ mod engine;
 mod fake;
 mod fastapi;
 mod faults;
+mod flux;
 mod generate;
 mod harness;
 mod health;

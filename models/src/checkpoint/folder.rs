@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device};
 use serde::de::DeserializeOwned;
 
+use super::published::Published;
 use super::safetensors_file::SafetensorsFile;
 use super::view::Views;
 use super::{Weights, builtin};
@@ -16,8 +17,13 @@ pub enum ModelFolder {
     /// A folder on disk.
     Disk(PathBuf),
     /// Files in the program itself, by their path; weights that are not among them are synthetic.
-    Embedded(&'static [(&'static str, &'static [u8])]),
+    Embedded(Files),
+    /// A published model's shapes, with random weights.
+    Published(&'static Published),
 }
+
+/// Files by their path.
+type Files = &'static [(&'static str, &'static [u8])];
 
 /// File names of a component's weights, in order of preference.
 const WEIGHTS: [&str; 4] = [
@@ -47,11 +53,21 @@ impl ModelFolder {
         Ok(folder)
     }
 
+    /// The files that are in the program.
+    fn embedded(&self) -> Files {
+        match self {
+            Self::Disk(_) => &[],
+            Self::Embedded(files) => files,
+            Self::Published(model) => model.files,
+        }
+    }
+
     /// How errors and listings name it.
     pub fn name(&self) -> String {
         match self {
             Self::Disk(path) => path.display().to_string(),
             Self::Embedded(_) => "builtin".to_owned(),
+            Self::Published(model) => model.name.to_owned(),
         }
     }
 
@@ -60,6 +76,7 @@ impl ModelFolder {
         match self {
             Self::Disk(path) => path.join(file),
             Self::Embedded(_) => PathBuf::from(format!("{}{file}", builtin::PREFIX)),
+            Self::Published(model) => PathBuf::from(format!("{}:{file}", model.name)),
         }
     }
 
@@ -67,7 +84,7 @@ impl ModelFolder {
     pub fn contains(&self, file: &str) -> bool {
         match self {
             Self::Disk(path) => path.join(file).is_file(),
-            Self::Embedded(files) => files.iter().any(|(name, _)| *name == file),
+            Self::Embedded(_) | Self::Published(_) => self.embedded().iter().any(|(name, _)| *name == file),
         }
     }
 
@@ -75,10 +92,12 @@ impl ModelFolder {
     pub fn read(&self, file: &str) -> Result<Vec<u8>> {
         match self {
             Self::Disk(path) => std::fs::read(path.join(file)).map_err(|e| Error::file(path.join(file), e)),
-            Self::Embedded(files) => match files.iter().find(|(name, _)| *name == file) {
-                Some((_, bytes)) => Ok(bytes.to_vec()),
-                None => Err(Error::file(self.path(file), "no such file")),
-            },
+            Self::Embedded(_) | Self::Published(_) => {
+                match self.embedded().iter().find(|(name, _)| *name == file) {
+                    Some((_, bytes)) => Ok(bytes.to_vec()),
+                    None => Err(Error::file(self.path(file), "no such file")),
+                }
+            }
         }
     }
 
@@ -90,6 +109,10 @@ impl ModelFolder {
     /// The weights of a component. `dtype`: what matrices are held in; `None` chooses by size, and leaves quantised
     /// ones and eight-bit floats as they are.
     pub fn weights(&self, component: &str, dtype: Option<DType>, device: &Device) -> Result<Weights> {
+        if let Self::Published(_) = self {
+            // As they are published.
+            return Ok(Weights::random(component, dtype.unwrap_or(DType::BF16), device));
+        }
         if let Self::Embedded(files) = self {
             return embedded(files, component, dtype, device);
         }
@@ -102,7 +125,7 @@ impl ModelFolder {
     /// Bytes of a component's weights in the types that [`Self::weights`] holds them in.
     pub fn held_bytes(&self, component: &str, dtype: Option<DType>) -> Result<u64> {
         let views = match self {
-            Self::Embedded(_) => return Ok(self.weight_bytes(component)),
+            Self::Embedded(_) | Self::Published(_) => return Ok(self.weight_bytes(component)),
             Self::Disk(_) => Views::open(&self.weight_files(component)?)?,
         };
         let widened = dtype.or((self.weight_bytes(component) < WIDEN_BELOW_BYTES).then_some(DType::F32));
@@ -150,6 +173,7 @@ impl ModelFolder {
     pub fn weight_bytes(&self, component: &str) -> u64 {
         match self {
             Self::Disk(_) => self.weight_files(component).map_or(0, |paths| bytes(&paths)),
+            Self::Published(_) => 0,
             Self::Embedded(files) => {
                 embedded_file(files, component).map_or(0, |(_, bytes)| bytes.len() as u64)
             }

@@ -8,6 +8,7 @@ pub mod flux_keys;
 pub mod flux_shape;
 pub mod folder;
 pub mod gguf_file;
+pub mod published;
 mod row_scales;
 pub mod safetensors_file;
 pub mod stored;

@@ -4,6 +4,8 @@
 //! Scales are chosen so that every part of a network matters: norms and biases are far from 1 and 0, queries and keys
 //! are large enough for attention to choose, output layers reach unit variance.
 
+use rayon::prelude::*;
+
 /// The scale and offset of a tensor, by its name and shape.
 fn range(name: &str, shape: &[usize]) -> (f32, f32) {
     if shape.len() < 2 {
@@ -37,6 +39,7 @@ pub fn tensor(name: &str, shape: &[usize], seed: u64) -> Vec<f32> {
     let (scale, offset) = range(name, shape);
     let start = fnv1a(name) ^ seed.wrapping_mul(GOLDEN);
     (1..=shape.iter().product::<usize>() as u64)
+        .into_par_iter()
         .map(|i| {
             let mut z = start.wrapping_add(i.wrapping_mul(GOLDEN));
             z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

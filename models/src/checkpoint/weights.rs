@@ -119,6 +119,11 @@ impl Weights {
         Self::new(name, Source::Synthetic { seed }, None, device)
     }
 
+    /// The same, held in `dtype` as if a checkpoint stored them so.
+    pub fn random(name: &str, dtype: DType, device: &Device) -> Self {
+        Self::new(name, Source::Synthetic { seed: 0 }, Some(dtype), device)
+    }
+
     /// The same weights under `prefix.segment`.
     pub fn pp(&self, segment: impl std::fmt::Display) -> Self {
         Self { prefix: self.path(&segment.to_string()), ..self.clone() }

@@ -23,7 +23,7 @@ impl Slice {
     /// A layer whose rows lie together, from `start` on.
     pub(super) fn new(layer: &str, shape: &[usize], start: usize) -> Self {
         let end = start.saturating_add(shape.first().copied().unwrap_or(0));
-        Self { layer: layer.to_owned(), shape: shape.to_owned(), rows: vec![start..end] }
+        Self { layer: layer.to_owned(), shape: shape.to_owned(), rows: std::iter::once(start..end).collect() }
     }
 
     /// How many rows it has.

@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::load_flux::is_flux;
 use super::{Family, ModelInfo, Pipeline, Preset, Refiner};
+use crate::checkpoint::published::Published;
 use crate::checkpoint::{ModelFolder, Weights, builtin};
 use crate::denoiser::{Denoiser, UNet2DCondition, UnetConfig};
 use crate::sampler::SamplerSettings;
@@ -25,6 +26,8 @@ pub enum ModelSource {
     Builtin,
     /// A folder in the diffusers layout.
     Folder(PathBuf),
+    /// A published model's shapes with random weights, to measure with.
+    Dummy(&'static Published),
 }
 
 /// What weights are held in. Arithmetic on the CPU is f32 whatever this says.
@@ -208,6 +211,7 @@ impl ModelSource {
         match self {
             Self::Builtin => Ok(builtin::folder()),
             Self::Folder(path) => ModelFolder::open(path),
+            Self::Dummy(model) => Ok(ModelFolder::Published(model)),
         }
     }
 }
@@ -248,7 +252,7 @@ fn info(
         edits_pictures: false,
         memory: None,
         fallback_for: None,
-        random_weights: matches!(folder, ModelFolder::Embedded(_)) && !builtin::TRAINED,
+        random_weights: has_random_weights(folder),
         preset: None,
     };
     let mut info = match preset(folder, scheduler) {
@@ -261,11 +265,21 @@ fn info(
     Ok(info)
 }
 
+/// Whether the weights were never trained.
+pub(super) fn has_random_weights(folder: &ModelFolder) -> bool {
+    match folder {
+        ModelFolder::Disk(_) => false,
+        ModelFolder::Embedded(_) => !builtin::TRAINED,
+        ModelFolder::Published(_) => true,
+    }
+}
+
 /// What a model is distilled to, by its name or its scheduler. A scheduler config that was made for it stays.
 fn preset(folder: &ModelFolder, scheduler: &SchedulerConfig) -> Option<Preset> {
     let lcm = scheduler.class_name.as_deref() == Some("LCMScheduler");
     let named = match folder {
         ModelFolder::Disk(path) => Preset::of_model(&last_names(path)),
+        ModelFolder::Published(model) => Preset::of_model(model.name),
         ModelFolder::Embedded(_) => None,
     };
     let preset = if lcm { Preset::LCM } else { named? };

@@ -5,9 +5,12 @@ use std::sync::OnceLock;
 use candle_core::{DType, Device};
 
 use super::flux::MAX_SEQUENCE_LENGTH;
-use super::load::{ModelIndex, PROMPTS_KEPT, last_names, replaced_vae, scheduler, weight_bytes};
+use super::load::{
+    ModelIndex, PROMPTS_KEPT, has_random_weights, last_names, replaced_vae, scheduler, weight_bytes,
+};
 use super::memory::{Extent, MemoryNeeds, MemoryPlan, Place, WeightSizes, Widths, free_bytes};
 use super::{Family, LoadOptions, ModelInfo, Pipeline, Preset};
+use crate::checkpoint::flux_shape::shape_facts;
 use crate::checkpoint::{ModelFolder, Weights};
 use crate::denoiser::flux::{BlockWeights, FluxOptions, ModulationWeights};
 use crate::denoiser::{Denoiser, FluxConfig, FluxTransformer};
@@ -23,6 +26,9 @@ const NATIVE_SIZE_PX: usize = 1024;
 
 /// Schnell was trained on shorter prompts than dev.
 const SCHNELL_SEQUENCE_LENGTH: usize = 256;
+
+/// By what the residual stream is divided in f16: values up to 4 million fit.
+const HALF_RESIDUAL_SCALE: f64 = 64.0;
 
 /// Whether a `model_index.json` is of FLUX.
 pub(super) fn is_flux(index: &ModelIndex) -> bool {
@@ -46,7 +52,7 @@ impl Pipeline {
             ));
         }
         let dtype = options.precision.dtype();
-        let config: FluxConfig = folder.json("transformer/config.json")?;
+        let config = config(folder, options, &device)?;
         let vae_config: AutoencoderKlConfig = folder.json("vae/config.json")?;
         let info = info(folder, index, options, &config, &vae_config)?;
         let scheduler = scheduler(folder, Family::Flux)?;
@@ -83,10 +89,36 @@ impl Pipeline {
 
     /// What a model of FLUX would be.
     pub(super) fn describe_flux(folder: &ModelFolder, index: &ModelIndex) -> Result<ModelInfo> {
-        let config: FluxConfig = folder.json("transformer/config.json")?;
+        let config = config(folder, &LoadOptions::default(), &Device::Cpu)?;
         let vae: AutoencoderKlConfig = folder.json("vae/config.json")?;
         info(folder, index, &LoadOptions::default(), &config, &vae)
     }
+}
+
+/// The transformer's config: the folder's, or what the tensors of a file in its place say.
+fn config(folder: &ModelFolder, options: &LoadOptions, device: &Device) -> Result<FluxConfig> {
+    let file = "transformer/config.json";
+    let config: FluxConfig = if folder.contains(file) { folder.json(file)? } else { FluxConfig::default() };
+    let weights = match &options.unet {
+        Some(path) => Weights::open("transformer", &[path.clone()], None, device)?,
+        None if folder.contains(file) => return Ok(config),
+        None => folder.weights("transformer", None, device)?,
+    };
+    let shape = shape_facts(&weights)?;
+    Ok(FluxConfig {
+        in_channels: shape.in_channels,
+        out_channels: Some(shape.out_channels),
+        num_layers: shape.double_blocks,
+        num_single_layers: shape.single_blocks,
+        attention_head_dim: shape.head_dim,
+        num_attention_heads: shape.heads(),
+        joint_attention_dim: shape.joint_attention_dim,
+        pooled_projection_dim: shape.pooled_projection_dim,
+        guidance_embeds: shape.guidance_embeds,
+        // These cannot be seen in a file.
+        patch_size: config.patch_size,
+        axes_dims_rope: config.axes_dims_rope,
+    })
 }
 
 /// The parts of a model that may be held in different ways.
@@ -114,12 +146,23 @@ impl Parts<'_> {
                 Place::Resident => BlockWeights::Resident,
                 Place::Streamed => BlockWeights::Streamed,
             },
-            ..FluxOptions::default()
+            ..self.activations()
         };
         FluxTransformer::with_options(self.config.clone(), &weights, options).map_err(|e| match e {
             Error::Invalid(text) => Error::file(self.folder.path("transformer/config.json"), text),
             other => other,
         })
+    }
+
+    /// f32 on the CPU, whose kernels know nothing else; 16 bits elsewhere, scaled where they could overflow.
+    fn activations(&self) -> FluxOptions {
+        let activations = match self.dtype {
+            _ if self.device.is_cpu() => DType::F32,
+            Some(dtype) => dtype,
+            None => DType::BF16,
+        };
+        let residual_scale = if activations == DType::F16 { HALF_RESIDUAL_SCALE } else { 1.0 };
+        FluxOptions { activations, residual_scale, ..FluxOptions::default() }
     }
 
     fn t5(&self, place: Place, eight_bits: bool) -> Result<T5Encoder> {
@@ -150,8 +193,7 @@ impl Parts<'_> {
                 hidden: self.config.inner_dim() as u64,
                 t5_inner: t5.model().config().d_ff as u64,
                 vae: vae.block_out_channels.first().copied().unwrap_or(0) as u64,
-                // Activations are f32, on the CPU always and elsewhere for now.
-                activation: 4,
+                activation: self.activations().activations.size_in_bytes() as u64,
             },
             room: free.unwrap_or(u64::MAX),
         })
@@ -212,7 +254,7 @@ fn info(
         device: String::new(),
         needs_mask: config.in_channels == fill,
         edits_pictures,
-        random_weights: false,
+        random_weights: has_random_weights(folder),
         preset: None,
         memory: None,
         fallback_for: None,

@@ -111,7 +111,7 @@ impl MemoryNeeds {
     /// # Errors
     /// [`Error::Invalid`] names what it needs and what there is.
     pub fn check(&self, plan: &MemoryPlan, extent: &Extent) -> Result<()> {
-        let peak = plan.peak(&self.sizes, &self.widths, extent);
+        let peak = plan.peak(self, extent);
         if peak <= self.room {
             return Ok(());
         }
@@ -130,10 +130,10 @@ impl MemoryPlan {
     /// # Errors
     /// [`Error::Invalid`] where none does; it says what the least would be.
     pub fn new(needs: &MemoryNeeds, extent: &Extent) -> Result<Self> {
-        let MemoryNeeds { sizes, widths, room } = needs;
+        let MemoryNeeds { sizes, room, .. } = needs;
         let mut least = u64::MAX;
         for plan in Self::choices(sizes) {
-            let peak_bytes = plan.peak(sizes, widths, extent);
+            let peak_bytes = plan.peak(needs, extent);
             if peak_bytes <= *room {
                 return Ok(Self { peak_bytes, ..plan });
             }
@@ -185,7 +185,8 @@ impl MemoryPlan {
     }
 
     /// The most that is in memory at a time: while T5 runs, while the modulation is computed, in a step, or in the VAE.
-    fn peak(&self, sizes: &WeightSizes, widths: &Widths, extent: &Extent) -> u64 {
+    pub fn peak(&self, needs: &MemoryNeeds, extent: &Extent) -> u64 {
+        let MemoryNeeds { sizes, widths, .. } = needs;
         let held = |bytes: u64| {
             let (numerator, denominator) = if self.eight_bits { Q8_0_OF_16_BITS } else { (1, 1) };
             bytes / denominator * numerator
@@ -269,4 +270,107 @@ fn free_on_gpu() -> Option<u64> {
 #[cfg(not(feature = "cuda"))]
 fn free_on_gpu() -> Option<u64> {
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GB: u64 = 1_000_000_000;
+
+    /// FLUX.1 dev as published, its transformer and T5 stored in so many bits a weight.
+    fn flux_dev(bits: f64, t5_bits: f64) -> MemoryNeeds {
+        let (blocks, modulation, embedders, t5) = (8.606e9, 3.25e9, 13e6, 4.762e9);
+        let bytes = |parameters: f64, bits: f64| (parameters * bits / 8.0) as u64;
+        MemoryNeeds {
+            sizes: WeightSizes {
+                blocks: bytes(blocks, bits),
+                modulation: bytes(modulation, bits),
+                embedders: bytes(embedders, bits),
+                // Two double blocks of 226 M.
+                transient: bytes(453e6, bits),
+                t5: bytes(t5, t5_bits),
+                // Two layers of 193 M.
+                t5_transient: bytes(386e6, t5_bits),
+                rest: GB,
+                can_shrink: bits >= 16.0,
+            },
+            widths: Widths { hidden: 3072, t5_inner: 10240, vae: 128, activation: 4 },
+            room: 0,
+        }
+    }
+
+    const SQUARE: Extent = Extent { pixels: 1 << 20, image_tokens: 4096, text_tokens: 512 };
+
+    fn plan(needs: MemoryNeeds, room: u64) -> Result<MemoryPlan> {
+        MemoryPlan::new(&MemoryNeeds { room, ..needs }, &SQUARE)
+    }
+
+    #[test]
+    fn what_is_needed_least_often_goes_first() {
+        let bf16 = flux_dev(16.0, 16.0);
+        let words = |gb: u64| plan(bf16, gb * GB).map(|p| p.savings());
+        assert_eq!(words(80).unwrap(), [""; 0]);
+        assert_eq!(words(32).unwrap(), ["text encoder streamed"]);
+        assert_eq!(words(24).unwrap(), ["text encoder streamed", "modulation streamed"]);
+        assert_eq!(
+            words(16).unwrap(),
+            ["text encoder streamed", "modulation streamed", "weights in 8 bits"],
+            "8 bits go before reading all blocks at every step"
+        );
+        assert_eq!(words(8).unwrap(), ["text encoder streamed", "modulation streamed", "blocks streamed"]);
+        let refused = words(2).unwrap_err().to_string();
+        assert!(refused.contains("2.0 GB are free") && refused.contains("GGUF"), "{refused}");
+    }
+
+    #[test]
+    fn less_room_never_makes_a_larger_plan() {
+        for bits in [16.0, 8.0, 8.5, 4.5] {
+            let needs = flux_dev(bits, 16.0);
+            let mut last = u64::MAX;
+            for room in (1..=100).rev() {
+                let Ok(plan) = plan(needs, room * GB) else { continue };
+                assert!(plan.peak_bytes <= room * GB && plan.peak_bytes <= last, "{bits} bits, {room} GB");
+                assert!(!plan.eight_bits || bits == 16.0, "what is quantised already stays as it is");
+                last = plan.peak_bytes;
+            }
+        }
+    }
+
+    #[test]
+    fn a_picture_that_would_not_fit_is_refused_before_it_begins() {
+        let needs = MemoryNeeds { room: 24 * GB, ..flux_dev(16.0, 16.0) };
+        let plan = MemoryPlan::new(&needs, &SQUARE).unwrap();
+        assert!(needs.check(&plan, &SQUARE).is_ok());
+        let large = Extent { pixels: 1 << 23, image_tokens: 1 << 15, text_tokens: 512 };
+        let refused = needs.check(&plan, &large).unwrap_err().to_string();
+        assert!(refused.contains("8388608 pixels") && refused.contains("24.0 GB are there"), "{refused}");
+    }
+
+    /// `cargo test -p aquatint-models --lib memory -- --nocapture --ignored` prints the table of the documentation.
+    #[test]
+    #[ignore = "prints a table"]
+    fn table() {
+        println!("| free memory | checkpoint | T5 | modulation | blocks | held in | VAE | at most |");
+        println!("|---|---|---|---|---|---|---|---|");
+        for gb in [8, 12, 16, 24, 40, 80, 141] {
+            for (name, bits, t5_bits) in
+                [("bf16", 16.0, 16.0), ("fp8", 8.0, 8.0), ("Q8_0", 8.5, 8.5), ("Q4_K", 4.5, 4.5)]
+            {
+                let place = |place| if place == Place::Resident { "resident" } else { "streamed" };
+                match plan(flux_dev(bits, t5_bits), gb * GB) {
+                    Ok(p) => println!(
+                        "| {gb} GB | {name} | {} | {} | {} | {} | {} | {} |",
+                        place(p.t5),
+                        place(p.modulation),
+                        place(p.blocks),
+                        if p.eight_bits { "Q8_0" } else { name },
+                        if p.vae_tiling { "tiles" } else { "whole" },
+                        gigabytes(p.peak_bytes)
+                    ),
+                    Err(error) => println!("| {gb} GB | {name} | refused: {error} |"),
+                }
+            }
+        }
+    }
 }

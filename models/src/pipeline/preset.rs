@@ -76,6 +76,11 @@ impl Preset {
         self.max_inference_steps < usize::MAX
     }
 
+    /// Whether a sampler meant for other models does not fit: it was distilled with its own, or knows only flow matching.
+    pub fn brings_its_sampler(&self) -> bool {
+        self.is_distilled() || ["dev", "fill", "kontext", "krea"].contains(&self.name)
+    }
+
     /// A model by the name of its folder or of the file that its denoiser came from.
     pub fn of_model(name: &str) -> Option<Self> {
         let words = Words::new(name);

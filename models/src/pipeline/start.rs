@@ -82,20 +82,35 @@ impl Pipeline {
     }
 
     /// Refuses what would not fit, where it is known what fits.
-    fn check_memory(&self, request: &GenerationRequest, (rows, columns): (usize, usize)) -> Result<()> {
-        let (Some(needs), Some(plan)) = (&self.memory, &self.info.memory) else { return Ok(()) };
+    fn check_memory(&self, request: &GenerationRequest, size: (usize, usize)) -> Result<()> {
+        match (&self.memory, &self.info.memory) {
+            (Some(needs), Some(plan)) => needs.check(plan, &self.extent(request, size)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The most that is in memory while a picture is made, in bytes, by the planner's estimate; `None` where there is
+    /// none.
+    pub fn memory_for(&self, request: &GenerationRequest) -> Option<u64> {
+        let side = |side: Option<usize>| {
+            side.unwrap_or(self.info.native_size_px).next_multiple_of(self.info.multiple_px)
+        };
+        let extent = self.extent(request, (side(request.height), side(request.width)));
+        Some(self.info.memory?.peak(self.memory.as_ref()?, &extent))
+    }
+
+    fn extent(&self, request: &GenerationRequest, (rows, columns): (usize, usize)) -> Extent {
         let tokens = (rows / self.info.multiple_px) * (columns / self.info.multiple_px);
         let reference = match request.mode {
             Mode::TextToImage => 0,
             _ if self.info.edits_pictures => REFERENCE_TOKENS,
             _ => 0,
         };
-        let extent = Extent {
+        Extent {
             pixels: (rows * columns) as u64,
             image_tokens: tokens as u64 + reference,
             text_tokens: request.max_sequence_length.unwrap_or(self.max_sequence_length) as u64,
-        };
-        needs.check(plan, &extent)
+        }
     }
 
     /// The scale of classifier-free guidance, where the denoiser is to run twice a step.

@@ -1,10 +1,11 @@
 //! The FLUX transformer against diffusers' `FluxTransformer2DModel` (`tests/reference/flux_transformer.py`).
 
-use aquatint_models::checkpoint::Weights;
 use aquatint_models::checkpoint::safetensors_file::SafetensorsFile;
+use aquatint_models::checkpoint::{Weights, synthetic};
 use aquatint_models::denoiser::flux::{
     BlockWeights, FluxConditioning, FluxConfig, FluxContext, FluxOptions, FluxTransformer, ModulationWeights,
 };
+use aquatint_models::lora::{LoraFile, MergedLoras, Target};
 use candle_core::{DType, Device, Tensor};
 
 use crate::common::{Fixture, assert_close, channels_last, max_difference};
@@ -90,7 +91,8 @@ fn every_config_gives_diffusers_output() {
 #[test]
 fn the_fixture_notices_every_input() {
     let scaled = |t: &Tensor| (t * 1.02).unwrap();
-    let changes: [(&str, &dyn Fn(&mut Case)); 7] = [
+    type Change<'a> = (&'a str, &'a dyn Fn(&mut Case));
+    let changes: [Change<'_>; 7] = [
         ("guidance", &|c| c.conditionings[0].guidance = Some(3.6)),
         ("timestep", &|c| c.timesteps[1] = 900.5),
         ("pooled prompt", &|c| {
@@ -216,6 +218,57 @@ fn streamed_layers_keep_what_a_lora_made_of_them() {
     assert_eq!(streamed.weight_report().blocks.resident, 0);
 }
 
+/// A LoRA on blocks, modulation and embedders, in diffusers' names.
+fn lora(case: &Case) -> LoraFile {
+    let inner = case.config.inner_dim();
+    let mut all = Vec::new();
+    for (layer, from, out) in [
+        ("transformer_blocks.1.attn.to_q", inner, inner),
+        ("transformer_blocks.0.ff.net.2", 4 * inner, inner),
+        ("transformer_blocks.0.norm1.linear", inner, 6 * inner),
+        ("single_transformer_blocks.1.proj_out", 5 * inner, inner),
+        ("norm_out.linear", inner, 2 * inner),
+        ("x_embedder", case.config.in_channels, inner),
+    ] {
+        for (factor, shape) in [("lora_A", [3, from]), ("lora_B", [out, 3])] {
+            let key = format!("transformer.{layer}.{factor}.weight");
+            let values = synthetic::tensor(&key, &shape, 1);
+            all.push((key, Tensor::from_vec(values, &shape, &Device::Cpu).unwrap()));
+        }
+    }
+    let bytes = safetensors::serialize(all.iter().map(|(k, v)| (k.as_str(), v)), None).unwrap();
+    LoraFile::new(SafetensorsFile::from_bytes("lora.safetensors", bytes).unwrap()).unwrap()
+}
+
+#[test]
+fn a_lora_is_applied_beside_weights_that_stay_in_the_file() {
+    let case = Case::open("dev");
+    let resident = case.transformer(FluxOptions::default());
+    let streamed = case.transformer(FluxOptions {
+        modulation: ModulationWeights::Streamed,
+        blocks: BlockWeights::Streamed,
+        ..FluxOptions::default()
+    });
+    let base = case.run_on(&resident);
+    let file = lora(&case);
+    let merge = |transformer: &FluxTransformer, merged: &mut MergedLoras, loras: &[(&LoraFile, f64)]| {
+        merged.set(&[(Target::Transformer, transformer.weights())], loras).unwrap().pop()
+    };
+    let (mut merged, mut beside) = (MergedLoras::default(), MergedLoras::default());
+    let report = merge(&resident, &mut merged, &[(&file, 0.8)]).unwrap();
+    assert_eq!((report.layers, report.beside), (6, 0));
+    let report = merge(&streamed, &mut beside, &[(&file, 0.8)]).unwrap();
+    // The embedder stays in memory, so its weight is changed.
+    assert_eq!((report.layers, report.beside), (6, 5));
+    let expected = case.run_on(&resident);
+    assert!(max_difference(&expected, &base) > 1e-2);
+    assert_close("beside", &case.run_on(&streamed), &expected, TOLERANCE);
+    let left = streamed.weight_report();
+    assert_eq!((left.blocks.resident, left.modulation.resident), (0, 0));
+    merge(&streamed, &mut beside, &[]);
+    assert!(bits(&case.run_on(&streamed)) == bits(&base));
+}
+
 /// A transformer from a file, some of whose weights `change` replaced.
 fn from_file(
     case: &Case,
@@ -315,6 +368,7 @@ fn wrong_inputs_are_refused_by_name() {
     };
     assert!(refused(&|c| c.guidance = None).contains("needs a guidance"));
     assert!(refused(&|c| c.prompt_embeds = zeros(&[1, 7, 25])).contains("joint_attention_dim is 24"));
+    assert!(refused(&|c| c.prompt_embeds = zeros(&[1, 0, 24])).contains("prompt_embeds: [1, 0, 24]"));
     assert!(refused(&|c| c.pooled_prompt_embeds = zeros(&[1, 13])).contains("pooled_projection_dim is 12"));
     assert!(refused(&|c| c.reference[0] = zeros(&[1, 5, 4, 4])).contains("reference latents: 5x4"));
     assert!(refused(&|c| c.reference[0] = zeros(&[1, 4, 4, 3])).contains("3 channels"));

@@ -10,6 +10,7 @@ mod common;
 #[cfg(feature = "demo")]
 mod demo;
 mod flow_match;
+mod flux_files;
 mod flux_lora;
 mod flux_transformer;
 mod lora;

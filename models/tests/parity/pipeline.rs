@@ -36,14 +36,19 @@ impl Model {
         Self { name: name.to_owned(), fixture, cases, pipeline }
     }
 
+    /// The recorded request of a case.
+    pub(crate) fn request(&self, case: &str) -> GenerationRequest {
+        let flux = self.pipeline.info().family == Family::Flux;
+        request(&self.cases[case], if flux { 3.5 } else { 5.0 })
+    }
+
     pub(crate) fn pipeline(&self) -> &Pipeline {
         &self.pipeline
     }
 
     /// The picture of a case, after `change` has had its way with the request.
     pub(crate) fn picture(&self, case: &str, change: impl FnOnce(&mut GenerationRequest)) -> RgbImage {
-        let flux = self.pipeline.info().family == Family::Flux;
-        let mut request = request(&self.cases[case], if flux { 3.5 } else { 5.0 });
+        let mut request = self.request(case);
         change(&mut request);
         self.pipeline.generate(&request).unwrap()
     }
@@ -87,7 +92,7 @@ impl Model {
 }
 
 /// Writes the model folder that the fixture describes; tests run side by side, so each call has its own.
-fn write_folder(fixture: &Fixture, name: &str) -> PathBuf {
+pub(crate) fn write_folder(fixture: &Fixture, name: &str) -> PathBuf {
     static CALLS: AtomicUsize = AtomicUsize::new(0);
     let call = CALLS.fetch_add(1, Ordering::Relaxed);
     let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("pipelines/{name}-{call}"));

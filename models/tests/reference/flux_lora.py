@@ -328,6 +328,10 @@ def peft_files():
     adapter = peft_model(components()["transformer"], configs())
     adapter.save_pretrained(FIXTURES / "flux_lora_peft")
     (FIXTURES / "flux_lora_peft" / "README.md").unlink()
+    # PEFT writes a set, in any order.
+    config = json.loads((FIXTURES / "flux_lora_peft" / "adapter_config.json").read_text())
+    config["target_modules"].sort()
+    (FIXTURES / "flux_lora_peft" / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
     found = dict(BASE) | layers(dict(transformer=adapter.merge_and_unload()))
     case("peft", [("flux_lora_peft/adapter_model", 1.0)], found)
 
@@ -401,6 +405,22 @@ def lycoris():
         add(name, up @ down * alpha / rank, magnitude, down=down, up=up, alpha=alpha)
     case("dora", [(save("dora", state), scale)], found)
 
+    # By input over a fused matrix that another LoRA has changed before, one of its layers alone: the norm is of what
+    # that made.
+    name, layer = "single_blocks.0.linear1", "single_transformer_blocks.0.attn.to_k"
+    down, up = low_rank(BASE["transformer", layer][0].shape, 1)
+    first = {f"transformer.{layer}.lora_A.weight": down, f"transformer.{layer}.lora_B.weight": up}
+    before = dict(BASE)
+    before["transformer", layer] = (before["transformer", layer][0] + 2.0 * up @ down, before["transformer", layer][1])
+    shape = fused_shape(name)
+    down, up = low_rank(shape, rank)
+    magnitude = (0.5 + random(1, shape[1]).abs()).half().float()
+    second = {f"diffusion_model.{name}.lora_A.weight": down, f"diffusion_model.{name}.lora_B.weight": up, f"diffusion_model.{name}.dora_scale": magnitude}
+    weight, bias = fuse(name, before)
+    weight = weight + scale * (decomposed(weight + up @ down, magnitude) - weight)
+    loras = [(save("before_dora", first), 2.0), (save("dora_by_input", second), scale)]
+    case("dora_by_input", loras, dict(BASE) | split(name, weight, bias))
+
 
 def several(first):
     """Two over the same layers, one of them negative."""
@@ -428,7 +448,7 @@ def main():
     lycoris()
     several(first)
 
-    assert len(CASES) == 13
+    assert len(CASES) == 14
     tensors, texts, order = {}, {}, list(BASE)
     for name, (wide, loras, changed) in CASES.items():
         # Of each changed weight, its product with two fixed vectors, any element that differs shows; and its bias.

@@ -131,7 +131,7 @@ impl FluxTransformer {
         let FluxConditioning { prompt_embeds, pooled_prompt_embeds, guidance, reference } = conditioning;
         let config = &self.config;
         match prompt_embeds.dims() {
-            [1, _, channels] if *channels == config.joint_attention_dim => {}
+            [1, tokens, channels] if *tokens > 0 && *channels == config.joint_attention_dim => {}
             dims => {
                 return Err(Error::invalid(format!(
                     "prompt_embeds: {dims:?}, the transformer's joint_attention_dim is {}: (1, tokens, {0}) is needed",
