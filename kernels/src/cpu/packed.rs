@@ -25,7 +25,7 @@ enum Data {
     /// Eight-bit floats, and a scale for each column where there are any.
     F8E4M3(Vec<[u8; PANEL]>, Option<Vec<Line>>),
     F8E5M2(Vec<[u8; PANEL]>, Option<Vec<Line>>),
-    Quantised(QuantisedPanels),
+    Quantised(Box<QuantisedPanels>),
 }
 
 /// A weight of `columns` outputs, each a sum over `parts * depth` inputs.
@@ -108,7 +108,7 @@ impl PackedWeight {
             (lines, scales)
         };
         let data = match QuantisedPanels::new(weight) {
-            Some(panels) => Data::Quantised(panels),
+            Some(panels) => Data::Quantised(Box::new(panels)),
             None => {
                 let (lines, scales) = float8();
                 if weight.format == Format::F8E4M3 {
