@@ -19,7 +19,7 @@ pub(crate) enum Weight {
     /// Not in memory at present.
     Absent,
     /// On any other device: a matrix in a format.
-    Encoded(EncodedOnDevice),
+    Encoded(Box<EncodedOnDevice>),
 }
 
 impl Weight {
@@ -45,7 +45,7 @@ impl Weight {
         Ok(if device.is_cpu() {
             Self::Packed(PackedWeight::encoded(weight))
         } else {
-            Self::Encoded(EncodedOnDevice::new(weight, device)?)
+            Self::Encoded(Box::new(EncodedOnDevice::new(weight, device)?))
         })
     }
 }

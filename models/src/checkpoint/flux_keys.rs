@@ -104,9 +104,8 @@ fn double(block: &str, stream: &str, rest: &[&str], rows: usize) -> Option<Resul
             let names =
                 if image { ["to_q", "to_k", "to_v"] } else { ["add_q_proj", "add_k_proj", "add_v_proj"] };
             Some(parts(rows, 3).map(|third| {
-                let piece = |(i, name): (usize, &str)| Piece {
-                    name: format!("{block}.attn.{name}.{param}"),
-                    rows: vec![i * third..(i + 1) * third],
+                let piece = |(i, name): (usize, &str)| {
+                    Piece::rows(format!("{block}.attn.{name}.{param}"), i * third..(i + 1) * third)
                 };
                 names.into_iter().enumerate().map(piece).collect()
             }))
@@ -124,11 +123,8 @@ fn fused_single(block: &str, param: &str, rows: usize, width: usize) -> Result<V
     let mut pieces: Vec<_> = ["to_q", "to_k", "to_v"]
         .into_iter()
         .enumerate()
-        .map(|(i, name)| Piece {
-            name: format!("{block}.attn.{name}.{param}"),
-            rows: vec![i * width..(i + 1) * width],
-        })
+        .map(|(i, name)| Piece::rows(format!("{block}.attn.{name}.{param}"), i * width..(i + 1) * width))
         .collect();
-    pieces.push(Piece { name: format!("{block}.proj_mlp.{param}"), rows: vec![mlp..rows] });
+    pieces.push(Piece::rows(format!("{block}.proj_mlp.{param}"), mlp..rows));
     Ok(pieces)
 }

@@ -247,7 +247,7 @@ fn header(bytes: &Bytes) -> Read<Header> {
     }
     match cursor.u32()? {
         2 | 3 => {}
-        version if version.swap_bytes() < 16 => {
+        version if matches!(version.swap_bytes(), 1..=3) => {
             return Err("a big-endian GGUF file: only little-endian ones are read".into());
         }
         version => return Err(format!("GGUF version {version}: 2 and 3 are read")),

@@ -29,6 +29,11 @@ impl Piece {
     pub fn whole(name: impl Into<String>) -> Self {
         Self { name: name.into(), rows: Vec::new() }
     }
+
+    /// Rows of a tensor that stand together.
+    pub fn rows(name: impl Into<String>, rows: Range<usize>) -> Self {
+        Self { name: name.into(), rows: vec![rows] }
+    }
 }
 
 #[derive(Debug)]
