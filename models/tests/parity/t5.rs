@@ -4,7 +4,7 @@ use std::path::Path;
 
 use aquatint_models::checkpoint::safetensors_file::SafetensorsFile;
 use aquatint_models::checkpoint::{ModelFolder, Weights, synthetic};
-use aquatint_models::text::t5::{MAX_TOKENS, Precision, T5Model, T5Tokenizer};
+use aquatint_models::text::t5::{MAX_TOKENS, Precision, T5Model, T5Options, T5Tokenizer};
 use aquatint_models::text::{T5Config, T5Encoder};
 use candle_core::{DType, Device, IndexOp, Tensor};
 use safetensors::tensor::TensorView;
@@ -173,7 +173,7 @@ fn encoder(fixture: &Fixture, change: impl FnOnce(&mut Value)) -> aquatint_model
     let mut config: Value = serde_json::from_str(fixture.text("config")).unwrap();
     change(&mut config);
     let files = vec![("tokenizer_2/tokenizer.json", JSON), ("text_encoder_2/config.json", leak(&config))];
-    T5Encoder::load(&folder(files), "text_encoder_2", "tokenizer_2", None, &Device::Cpu)
+    T5Encoder::load(&folder(files), "text_encoder_2", "tokenizer_2", &T5Options::default(), &Device::Cpu)
 }
 
 fn prompts(fixture: &Fixture) -> Vec<String> {
