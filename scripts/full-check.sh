@@ -31,3 +31,5 @@ echo '== side by side with PyTorch'
 benches/peers/side-by-side.sh
 echo '== memory of a full-width SDXL step'
 scripts/memory-check.sh
+echo '== memory of FLUX, planned and measured'
+scripts/flux-memory-check.sh

@@ -18,9 +18,9 @@ use crate::{Error, Result};
 #[derive(Debug)]
 pub enum Denoiser {
     /// Of Stable Diffusion and SDXL.
-    Unet(UNet2DCondition),
+    Unet(Box<UNet2DCondition>),
     /// Of FLUX.
-    Flux(FluxTransformer),
+    Flux(Box<FluxTransformer>),
 }
 
 /// What a denoiser needs of the prompt, computed once a picture.

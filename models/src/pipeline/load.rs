@@ -168,7 +168,7 @@ impl Pipeline {
             text_encoder,
             text_encoder_2,
             t5: None,
-            denoiser: Denoiser::Unet(unet),
+            denoiser: Denoiser::Unet(Box::new(unet)),
             vae,
             scheduler,
             force_zeros_for_empty_prompt: family != Family::Sd15
@@ -417,7 +417,7 @@ fn refiner(
     }
     Ok(Refiner {
         text_encoder_2: TextEncoder::load(&folder, "text_encoder_2", "tokenizer_2", dtype, device)?,
-        unet: Denoiser::Unet(unet),
+        unet: Denoiser::Unet(Box::new(unet)),
         scheduler: scheduler(&folder, Family::SdxlRefiner)?,
         starts_at,
     })

@@ -65,12 +65,13 @@ impl Pipeline {
             None => AutoencoderKl::load(folder, "vae", dtype, &device)?,
             Some(path) => replaced_vae(path, folder, dtype, &device)?,
         };
+        let transformer = parts.transformer(plan.modulation, plan.blocks, plan.eight_bits)?;
         Ok(Self {
             info: ModelInfo { device: super::load::device_name(&device), memory: Some(plan), ..info },
             text_encoder: Some(TextEncoder::load(folder, "text_encoder", "tokenizer", dtype, &device)?),
             text_encoder_2: None,
             t5: Some(parts.t5(plan.t5, plan.eight_bits)?),
-            denoiser: Denoiser::Flux(parts.transformer(plan.modulation, plan.blocks, plan.eight_bits)?),
+            denoiser: Denoiser::Flux(Box::new(transformer)),
             vae,
             vae_tiling: options.vae_tiling || plan.vae_tiling,
             scheduler,
@@ -100,7 +101,7 @@ fn config(folder: &ModelFolder, options: &LoadOptions, device: &Device) -> Resul
     let file = "transformer/config.json";
     let config: FluxConfig = if folder.contains(file) { folder.json(file)? } else { FluxConfig::default() };
     let weights = match &options.unet {
-        Some(path) => Weights::open("transformer", &[path.clone()], None, device)?,
+        Some(path) => Weights::open("transformer", std::slice::from_ref(path), None, device)?,
         None if folder.contains(file) => return Ok(config),
         None => folder.weights("transformer", None, device)?,
     };
@@ -134,7 +135,7 @@ impl Parts<'_> {
     fn transformer(&self, modulation: Place, blocks: Place, eight_bits: bool) -> Result<FluxTransformer> {
         let weights = match &self.options.unet {
             None => self.folder.weights("transformer", self.dtype, self.device)?,
-            Some(path) => Weights::open("transformer", &[path.clone()], self.dtype, self.device)?,
+            Some(path) => Weights::open("transformer", std::slice::from_ref(path), self.dtype, self.device)?,
         };
         let weights = if eight_bits { weights.in_eight_bits() } else { weights };
         let options = FluxOptions {
