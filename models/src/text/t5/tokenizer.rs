@@ -178,6 +178,10 @@ fn from_json(json: TokenizerJson) -> std::result::Result<Parts, String> {
     })
 }
 
+/// Normalizers that hold no others and no compiled replacements.
+const PLAIN_NORMALIZERS: [&str; 10] =
+    ["Strip", "StripAccents", "Replace", "Prepend", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Nmt"];
+
 /// The normalizer that `tokenizer.json` describes; compiled replacements in it are checked.
 fn normalizer(json: Value) -> std::result::Result<Option<NormalizerWrapper>, String> {
     let wrong = |e: &dyn std::fmt::Display| format!("its normalizer: {e}");
@@ -196,7 +200,11 @@ fn normalizer(json: Value) -> std::result::Result<Option<NormalizerWrapper>, Str
             let bytes = STANDARD.decode(text("precompiled_charsmap").unwrap_or_default());
             Ok(Some(charsmap::precompiled(&bytes.map_err(|e| wrong(&e))?)?.into()))
         }
-        _ => serde_json::from_value(json).map(Some).map_err(|e| wrong(&e)),
+        // Of an unknown type the crate guesses, and would read compiled replacements unchecked.
+        Some(kind) if PLAIN_NORMALIZERS.contains(&kind) => {
+            serde_json::from_value(json).map(Some).map_err(|e| wrong(&e))
+        }
+        kind => Err(wrong(&format!("the type {kind:?} is not known"))),
     }
 }
 
@@ -236,8 +244,7 @@ fn from_spiece(model: SentencePiece, config: &Config) -> std::result::Result<Par
     }
     for i in (0..extra_ids).rev() {
         let name = format!("<extra_id_{i}>");
-        // Sentinels swallow the spaces around them, unless the config lists them otherwise.
-        added.insert(vocab.len() as u32, special(&name).lstrip(true).rstrip(true));
+        added.insert(vocab.len() as u32, special(&name));
         vocab.push((name, 0.0));
     }
     for (id, token) in config.added_tokens_decoder.iter().flatten() {
