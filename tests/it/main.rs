@@ -5,6 +5,7 @@
 mod board;
 mod caption;
 mod cli;
+mod connections;
 mod cors;
 mod dependencies;
 mod determinism;
@@ -13,6 +14,7 @@ mod engine;
 mod fake;
 mod fastapi;
 mod faults;
+mod fuzz;
 mod generate;
 mod harness;
 mod health;
