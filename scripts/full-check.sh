@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 
 scripts/test.sh
 echo '== real clients, at length'
-AQUATINT_SCOREBOARD=1 EXAMPLES=100 scripts/clients.sh | python3 scripts/scoreboard.py 14
+AQUATINT_SCOREBOARD=1 PHASES=coverage,fuzzing EXAMPLES=20 scripts/clients.sh | python3 scripts/scoreboard.py 14
 echo '== the page in a browser'
 cargo build --release --quiet
 scripts/page-check.mjs
