@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Everything that does not fit a quick run: real clients, the page in a browser, the fixtures recorded again, the
-# reliability tests at full length (which write tests/SCOREBOARD.md), the scheduler's gain, the timings against
-# PyTorch, and the memory of a full-width SDXL step. Needs Python 3.11 or newer, gcc, 2 GB for the reference
-# environment, 8 GB of disk and 8 GB of memory.
+# Everything that does not fit a quick run: more of schemathesis's requests, the page in a browser, the fixtures recorded
+# again, the reliability tests at full length (which write tests/SCOREBOARD.md), the fuzz targets, the scheduler's
+# gain, the timings against PyTorch, and the memory of a full-width SDXL step. Needs Node 20, Chromium, Python 3.11 or
+# newer, gcc, Rust's nightly toolchain, 2 GB for the reference environment, 12 GB of disk and 8 GB of memory.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 scripts/test.sh
-echo '== real clients'
-scripts/clients.sh
+echo '== real clients, at length'
+AQUATINT_SCOREBOARD=1 PHASES=coverage,fuzzing EXAMPLES=20 scripts/clients.sh | python3 scripts/scoreboard.py 14
 echo '== the page in a browser'
 cargo build --release --quiet
 scripts/page-check.mjs
@@ -27,6 +27,8 @@ echo '== scheduling'
 cargo bench --quiet --bench scheduling
 echo '== scoreboard: connections, ends, bad input, names, CORS, logs'
 scripts/scoreboard-operations.sh
+echo '== fuzz targets'
+scripts/fuzz.sh | python3 scripts/scoreboard.py 13
 echo '== side by side with PyTorch'
 benches/peers/side-by-side.sh
 echo '== memory of a full-width SDXL step'

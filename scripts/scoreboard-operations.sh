@@ -9,4 +9,4 @@ ulimit -n "$(ulimit -Hn)"
 AQUATINT_SCOREBOARD=1 cargo test --profile "${PROFILE:-release}" --package aquatint --test it board:: -- --nocapture --test-threads 1 |
     python3 scripts/scoreboard.py 5 6 7 11 15 17 18 health
 cargo bench --profile "${PROFILE:-release}" --package aquatint --bench http |
-    python3 scripts/scoreboard.py overhead png
+    python3 scripts/scoreboard.py overhead png jpeg webp

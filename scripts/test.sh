@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# All quick tests: formatting, lints, documentation, unit, parity and behaviour tests. Needs Rust and a C compiler.
+# All quick tests: formatting, lints, documentation, unit, parity and behaviour tests, and real clients of the APIs.
+# Needs Rust and a C compiler; for the clients Node 20, Python 3.10, and PyPI and npm the first time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -13,3 +14,5 @@ step documentation
 RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --quiet
 step tests
 cargo test --workspace --no-fail-fast
+step real clients
+scripts/clients.sh

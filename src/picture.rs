@@ -4,7 +4,6 @@ use std::io::Cursor;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use clap::ValueEnum;
-use image::codecs::jpeg::JpegEncoder;
 use image::codecs::webp::WebPEncoder;
 use image::{DynamicImage, ImageDecoder, ImageEncoder, ImageReader, Limits, Rgb, RgbImage};
 
@@ -120,9 +119,7 @@ pub fn encode_plain(image: &RgbImage, format: Format, jpeg_quality: u8) -> Resul
     let (width, height, colour) = (image.width(), image.height(), image::ExtendedColorType::Rgb8);
     match format {
         Format::Png => write_png(image, None, &mut bytes).map_err(unwritable)?,
-        Format::Jpeg => JpegEncoder::new_with_quality(&mut bytes, jpeg_quality)
-            .write_image(image, width, height, colour)
-            .map_err(unwritable)?,
+        Format::Jpeg => write_jpeg(image, jpeg_quality, &mut bytes)?,
         Format::WebP => WebPEncoder::new_lossless(&mut bytes)
             .write_image(image, width, height, colour)
             .map_err(unwritable)?,
@@ -132,6 +129,15 @@ pub fn encode_plain(image: &RgbImage, format: Format, jpeg_quality: u8) -> Resul
 
 fn unwritable(error: impl std::fmt::Display) -> PictureError {
     PictureError::Unwritable(error.to_string())
+}
+
+/// With colours at full resolution. Not by the `image` crate, whose encoder takes several times as long.
+fn write_jpeg(image: &RgbImage, quality: u8, into: &mut Vec<u8>) -> Result<(), PictureError> {
+    let side = |pixels: u32| u16::try_from(pixels).map_err(unwritable);
+    let (width, height) = (side(image.width())?, side(image.height())?);
+    let mut encoder = jpeg_encoder::Encoder::new(into, quality);
+    encoder.set_sampling_factor(jpeg_encoder::SamplingFactor::F_1_1);
+    encoder.encode(image, width, height, jpeg_encoder::ColorType::Rgb).map_err(unwritable)
 }
 
 fn write_png(

@@ -289,7 +289,7 @@ pub struct RunPod {
     /// Another port for GET /ping alone, as RunPod's load balancer may ask for
     #[arg(long, value_name = "PORT", env = "PORT_HEALTH")]
     pub health_port: Option<u16>,
-    /// Where a RunPod queue worker takes its jobs; $ID stands for the worker. Needs curl
+    /// Where a RunPod queue worker takes its jobs; $ID stands for the worker.
     #[arg(long, value_name = "URL", env = "RUNPOD_WEBHOOK_GET_JOB", value_parser = web_address)]
     pub runpod_get_job: Option<String>,
     /// Where it hands results over; $RUNPOD_POD_ID stands for the worker, $ID for the job

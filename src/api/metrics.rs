@@ -74,7 +74,7 @@ fn engine(page: &mut Page, app: &App) {
         page.histogram(name, help, histogram);
     }
     let name = "aquatint_model_memory_bytes";
-    page.family(name, "gauge", "Weights on the device by model.");
+    page.family(name, "gauge", "Weights of the loaded models, by the size of their files; caches and intermediate values come on top.");
     for model in app.engine.models() {
         let bytes = if model.loaded { model.weight_bytes } else { 0 };
         page.sample(name, &[("model", &model.name)], bytes);

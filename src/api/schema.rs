@@ -23,6 +23,23 @@ pub(super) trait Body: Schema + Sized {
     fn read(map: &Map<String, Value>) -> Result<Self, Fault>;
 }
 
+/// The schema of a named type: `$fill` adds the properties to `$object`, and their definitions to `$into`.
+macro_rules! described {
+    ($name:ident, $about:expr, $end:ident, |$object:ident, $into:ident| $fill:block) => {
+        impl $crate::api::schema::Schema for $name {
+            fn schema() -> serde_json::Value {
+                serde_json::json!({"$ref": concat!("#/components/schemas/", stringify!($name))})
+            }
+
+            fn definitions($into: &mut serde_json::Map<String, serde_json::Value>) {
+                let mut $object = $crate::api::schema::Object::new($about);
+                $fill
+                $into.insert(stringify!($name).into(), $object.$end());
+            }
+        }
+    };
+}
+
 /// Declares a body: each field with its rule. Unknown fields are refused by name.
 macro_rules! body {
     ($(#[doc = $about:literal])+ pub(super) struct $name:ident {
@@ -32,21 +49,11 @@ macro_rules! body {
         #[derive(Clone, Debug, PartialEq)]
         pub(in crate::api) struct $name { $($(#[doc = $doc])+ pub(in crate::api) $field: $type,)+ }
 
-        impl $crate::api::schema::Schema for $name {
-            fn schema() -> serde_json::Value {
-                serde_json::json!({"$ref": concat!("#/components/schemas/", stringify!($name))})
-            }
-
-            fn definitions(into: &mut serde_json::Map<String, serde_json::Value>) {
-                let mut object = $crate::api::schema::Object::new(concat!($($about, "\n"),+));
-                $(
-                    let rule = $rule;
-                    object.property(stringify!($field), concat!($($doc, "\n"),+), rule.schema, rule.required);
-                    (rule.definitions)(into);
-                )+
-                into.insert(stringify!($name).into(), object.closed());
-            }
-        }
+        $crate::api::schema::described!($name, concat!($($about, "\n"),+), closed, |object, into| {$(
+            let rule = $rule;
+            object.property(stringify!($field), concat!($($doc, "\n"),+), rule.schema, rule.required);
+            (rule.definitions)(into);
+        )+});
 
         impl $crate::api::schema::Body for $name {
             fn read(map: &serde_json::Map<String, serde_json::Value>) -> Result<Self, $crate::api::fault::Fault> {
@@ -66,25 +73,15 @@ macro_rules! reply {
         #[derive(Clone, Debug, serde::Serialize)]
         pub(in crate::api) struct $name { $($(#[doc = $doc])+ pub(in crate::api) $field: $type,)+ }
 
-        impl $crate::api::schema::Schema for $name {
-            fn schema() -> serde_json::Value {
-                serde_json::json!({"$ref": concat!("#/components/schemas/", stringify!($name))})
-            }
-
-            fn definitions(into: &mut serde_json::Map<String, serde_json::Value>) {
-                let mut object = $crate::api::schema::Object::new(concat!($($about, "\n"),+));
-                $(
-                    let schema = <$type as $crate::api::schema::Schema>::schema();
-                    object.property(stringify!($field), concat!($($doc, "\n"),+), schema, true);
-                    <$type as $crate::api::schema::Schema>::definitions(into);
-                )+
-                into.insert(stringify!($name).into(), object.open());
-            }
-        }
+        $crate::api::schema::described!($name, concat!($($about, "\n"),+), open, |object, into| {$(
+            let schema = <$type as $crate::api::schema::Schema>::schema();
+            object.property(stringify!($field), concat!($($doc, "\n"),+), schema, true);
+            <$type as $crate::api::schema::Schema>::definitions(into);
+        )+});
     };
 }
 
-pub(super) use {body, reply};
+pub(super) use {body, described, reply};
 
 /// An object's schema as it grows.
 pub(super) struct Object {

@@ -310,7 +310,7 @@ impl<'a, B: Backend> Scheduler<'a, B> {
         let pictures = together.flat_map(|t| (0..self.tasks[t].making.len()).map(move |m| (t, m)));
         let joins = |&(t, m): &(usize, usize)| {
             let making = &self.tasks[t].making[m];
-            !making.is_done() && making.denoising.joins(&first.denoising)
+            !making.is_done() && (std::ptr::eq(making, first) || making.denoising.joins(&first.denoising))
         };
         pictures.filter(joins).take(self.settings.max_batch.max(1)).collect()
     }

@@ -179,7 +179,7 @@ async fn a_body_is_bounded_whether_or_not_it_says_its_length() {
 #[tokio::test]
 async fn heads_and_bodies_that_dribble_are_given_up() {
     let mut setup = server();
-    setup.edge.header_timeout = Duration::from_millis(300);
+    setup.edge.patience.head = Duration::from_millis(300);
     setup.edge.bodies.time = Duration::from_millis(300);
     let listening = setup.listen(Duration::from_secs(1)).await;
     let dribble = |start: &str| {
@@ -247,7 +247,7 @@ async fn a_slow_body_may_take_its_time_while_it_comes() {
 #[tokio::test]
 async fn connections_beyond_the_limit_wait_their_turn() {
     let mut setup = Setup { flags: vec!["--max-connections", "2"], ..Setup::default() }.start();
-    setup.edge.header_timeout = Duration::from_millis(300);
+    setup.edge.patience.head = Duration::from_millis(300);
     let listening = setup.listen(Duration::from_secs(1)).await;
     let _held = [listening.send("GET / HTTP/1.1\r\n"), listening.send("GET / HTTP/1.1\r\n")];
     let begun = Instant::now();

@@ -293,7 +293,7 @@ async fn a_failed_job_says_why() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn stopping_ends_every_stream() {
+async fn jobs_that_are_given_up_end_every_stream() {
     let server = slow(20);
     let jobs = server.app.jobs.clone();
     let ids = [
@@ -304,6 +304,7 @@ async fn stopping_ends_every_stream() {
     eventually("it runs", || script.steps_taken() >= 1).await;
     let told = Instant::now();
     jobs.close();
+    jobs.abandon();
     for id in ids {
         let all = events(&server.get(&format!("/jobs/{id}/events")).await);
         assert_eq!(all.last().unwrap().2["error"], "the server is shutting down");

@@ -5,6 +5,7 @@
 mod board;
 mod caption;
 mod cli;
+mod connections;
 mod cors;
 mod dependencies;
 mod determinism;
@@ -14,6 +15,7 @@ mod fake;
 mod fastapi;
 mod faults;
 mod flux;
+mod fuzz;
 mod generate;
 mod harness;
 mod health;

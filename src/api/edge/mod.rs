@@ -6,6 +6,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
 
+use super::server::Patience;
 use crate::settings::EdgeArgs;
 
 pub mod body;
@@ -23,8 +24,6 @@ use keys::Keys;
 use meter::HttpMeter;
 use rates::Rates;
 
-/// How long a head may take, from the connection's start or the last answer to its last byte.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a body may take whatever its size.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -39,8 +38,8 @@ pub struct Edge {
     pub rates: Option<Arc<Rates>>,
     /// How large a body may be, and how slow.
     pub bodies: body::Limits,
-    /// How long a head may take.
-    pub header_timeout: Duration,
+    /// How long clients may take on a connection.
+    pub patience: Patience,
     /// Connections that are open at a time; more wait in the kernel.
     pub max_connections: usize,
     /// The last address of `x-forwarded-for` is the caller's.
@@ -58,7 +57,7 @@ impl Edge {
             keys: Arc::new(Keys::new(&args.api_key, args.api_key_file.as_deref())?),
             rates: args.rate_limit.map(|per_minute| Arc::new(Rates::new(per_minute))),
             bodies: body::Limits { bytes: args.max_body_mib << 20, time: BODY_TIMEOUT },
-            header_timeout: HEADER_TIMEOUT,
+            patience: Patience::default(),
             max_connections: args.max_connections,
             behind_proxy: args.behind_proxy,
         })

@@ -53,6 +53,7 @@ impl Reader {
             let seen = self.seen;
             self.log.wait_for(|log| log.goes_beyond(seen)).await.ok()?;
             let events = self.job.log.borrow().after(seen);
+            self.job.seen();
             if events.is_empty() {
                 return None;
             }

@@ -113,6 +113,7 @@ pub(super) async fn result(
 ) -> Result<Json<JobResult>, ApiError> {
     let job = find(&app, &id)?;
     let pictures = finished(&job, &uri).await?;
+    (0..pictures.len()).for_each(|picture| job.fetched(picture));
     Ok(Json(JobResult {
         images: pictures.iter().map(|p| BASE64.encode(&p.png)).collect(),
         seeds: pictures.iter().map(|p| p.recipe.seed).collect(),
@@ -129,10 +130,12 @@ pub(super) async fn image(
 ) -> Result<Response, ApiError> {
     let job = find(&app, &id)?;
     let pictures = finished(&job, &uri).await?;
-    let picture = index.parse::<usize>().ok().and_then(|index| pictures.get(index)).ok_or_else(|| {
+    let found = index.parse::<usize>().ok().and_then(|index| Some((index, pictures.get(index)?)));
+    let (index, picture) = found.ok_or_else(|| {
         let text = format!("This job has pictures 0 to {}.", pictures.len().saturating_sub(1));
         ApiError::new(StatusCode::NOT_FOUND, text)
     })?;
+    job.fetched(index);
     let name = format!("inline; filename=\"aquatint-{}.png\"", picture.recipe.seed);
     let headers = [
         (header::CONTENT_TYPE, "image/png".to_owned()),
@@ -145,6 +148,7 @@ pub(super) async fn image(
 /// The pictures of a job that is done, or becomes so while it is waited for.
 async fn finished(job: &Job, uri: &Uri) -> Result<Arc<Vec<Finished>>, ApiError> {
     let _in_time = tokio::time::timeout(wait(uri)?, job.ended()).await;
+    job.seen();
     let log = job.log.borrow();
     match &log.outcome {
         Some(Outcome::Done(pictures)) => Ok(pictures.clone()),
@@ -177,5 +181,6 @@ fn find(app: &App, id: &str) -> Result<Arc<Job>, ApiError> {
 }
 
 fn status_of(job: &Job) -> JobStatus {
+    job.seen();
     job.log.borrow().status.clone()
 }

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -9,7 +10,6 @@ use axum::body::Bytes;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use image::RgbImage;
-use image::codecs::jpeg::JpegEncoder;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
@@ -17,7 +17,7 @@ use super::log::{Finished, Log, Outcome};
 use crate::api::fault::Fault;
 use crate::api::pictures;
 use crate::engine::{EngineError, JobPhase, Progress, Reply};
-use crate::picture::Format;
+use crate::picture::{Format, encode_plain};
 use crate::queue::Ticket;
 
 /// How long a job is kept after its end.
@@ -26,6 +26,10 @@ const KEPT: Duration = Duration::from_secs(15 * 60);
 const KEPT_JOBS: usize = 1000;
 /// Finished pictures that are kept: beyond it the oldest go.
 const KEPT_BYTES: usize = 256 << 20;
+/// Callers come again every few seconds: whoever has not come for so long since the end does not come any more.
+const AWAITED: Duration = Duration::from_secs(10);
+/// In `Job::told`: somebody knows that there are no pictures.
+const TOLD_OF_THE_END: u32 = 1 << 31;
 /// Previews are looked at for a moment.
 const PREVIEW_QUALITY: u8 = 75;
 
@@ -50,6 +54,8 @@ pub(super) struct Job {
     stop: Notify,
     stopped_by: Mutex<Option<Outcome>>,
     ended: Mutex<Option<Instant>>,
+    /// A bit for every picture that has been fetched.
+    told: AtomicU32,
 }
 
 impl Jobs {
@@ -63,6 +69,7 @@ impl Jobs {
             stop: Notify::new(),
             stopped_by: Mutex::default(),
             ended: Mutex::default(),
+            told: AtomicU32::new(0),
         });
         let mut table = self.table();
         if table.closed {
@@ -86,11 +93,19 @@ impl Jobs {
         self.table().jobs.retain(|job| job.id != id);
     }
 
-    /// Ends every job, so that every event stream ends too: nobody could fetch a result from a server that stops.
+    /// Takes no further job.
     pub fn close(&self) {
-        let mut table = self.table();
-        table.closed = true;
-        for job in &table.jobs {
+        self.table().closed = true;
+    }
+
+    /// Whether somebody may still come for a job: it is not done, or was done a moment ago and has not been fetched.
+    pub fn are_awaited(&self) -> bool {
+        self.table().jobs.iter().any(|job| job.is_awaited())
+    }
+
+    /// Ends every job, so that every event stream ends too: nobody could fetch a result from a server that is gone.
+    pub fn abandon(&self) {
+        for job in &self.table().jobs {
             job.stop(Outcome::Failed(EngineError::Stopping.into()));
         }
     }
@@ -133,6 +148,31 @@ impl Job {
     pub(super) fn stop(&self, outcome: Outcome) {
         lock(&self.stopped_by).get_or_insert(outcome);
         self.stop.notify_one();
+    }
+
+    /// Notes that a picture went out.
+    pub(super) fn fetched(&self, picture: usize) {
+        let bit = u32::try_from(picture).ok().and_then(|picture| 1_u32.checked_shl(picture)).unwrap_or(0);
+        self.told.fetch_or(bit, Ordering::Relaxed);
+    }
+
+    /// Notes that somebody has seen how it stands.
+    pub(super) fn seen(&self) {
+        if self.log.borrow().outcome.as_ref().is_some_and(|outcome| !matches!(outcome, Outcome::Done(_))) {
+            self.told.fetch_or(TOLD_OF_THE_END, Ordering::Relaxed);
+        }
+    }
+
+    fn is_awaited(&self) -> bool {
+        if lock(&self.ended).is_some_and(|ended| ended.elapsed() > AWAITED) {
+            return false;
+        }
+        let told = self.told.load(Ordering::Relaxed);
+        match &self.log.borrow().outcome {
+            None => true,
+            Some(Outcome::Done(pictures)) => (told.trailing_ones() as usize) < pictures.len(),
+            Some(Outcome::Failed(_) | Outcome::Cancelled) => told & TOLD_OF_THE_END == 0,
+        }
     }
 
     /// Waits for its end.
@@ -186,8 +226,7 @@ async fn note(job: &Job, now: &Progress, shown: &mut Option<Arc<RgbImage>>) {
 }
 
 fn jpeg(image: &RgbImage) -> Option<String> {
-    let mut bytes = Vec::new();
-    JpegEncoder::new_with_quality(&mut bytes, PREVIEW_QUALITY).encode_image(image).ok()?;
+    let bytes = encode_plain(image, Format::Jpeg, PREVIEW_QUALITY).ok()?;
     Some(format!("data:image/jpeg;base64,{}", BASE64.encode(bytes)))
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::curl::Curl;
+use super::http::Http;
 use crate::settings::Secret;
 
 /// RunPod answers after at most a minute and a half when there is no job.
@@ -48,13 +48,13 @@ pub(super) enum Take {
 
 pub(super) struct JobApi {
     addresses: Addresses,
-    curl: Curl,
+    http: Http,
 }
 
 impl JobApi {
-    pub(super) fn new(addresses: Addresses) -> std::io::Result<Self> {
-        let curl = Curl::new(addresses.key.expose())?;
-        Ok(Self { addresses, curl })
+    pub(super) fn new(addresses: Addresses) -> Result<Self, String> {
+        let http = Http::new(addresses.key.expose())?;
+        Ok(Self { addresses, http })
     }
 
     pub(super) fn ping_interval(&self) -> Duration {
@@ -65,7 +65,7 @@ impl JobApi {
     pub(super) async fn take(&self) -> Result<Take, String> {
         let url = self.addresses.take.replace("$ID", &self.addresses.worker);
         let url = with(&url, "job_in_progress", "0");
-        let answer = self.curl.get(&url, TAKE_LIMIT).await?;
+        let answer = self.http.get(&url, TAKE_LIMIT).await?;
         match answer.status {
             204 | 400 => Ok(Take::None),
             429 => Ok(Take::BackOff),
@@ -84,7 +84,7 @@ impl JobApi {
         let (url, body) = (with(&url, "isStream", "false"), result.to_string());
         let mut pauses = ATTEMPT_PAUSES_S.into_iter();
         loop {
-            let answer = self.curl.post(&url, POST_LIMIT, &escaped(id), body.clone().into_bytes()).await;
+            let answer = self.http.post(&url, POST_LIMIT, &escaped(id), body.clone().into_bytes()).await;
             let error = match answer {
                 Ok(answer) if (200..300).contains(&answer.status) => return Ok(()),
                 Ok(answer) => format!("the job API answered {}", answer.status),
@@ -105,12 +105,13 @@ impl JobApi {
             url = with(&url, "job_id", &escaped(id));
         }
         let url = with(&url, "runpod_version", env!("CARGO_PKG_VERSION"));
-        let answer = self.curl.get(&url, self.addresses.ping_interval * 2).await?;
+        let answer = self.http.get(&url, self.addresses.ping_interval * 2).await?;
         if answer.status < 400 { Ok(()) } else { Err(format!("the job API answered {}", answer.status)) }
     }
 }
 
-fn job(body: &[u8]) -> Result<Taken, String> {
+/// Reads a job.
+pub(super) fn job(body: &[u8]) -> Result<Taken, String> {
     let mut job: Value =
         serde_json::from_slice(body).map_err(|error| format!("a job is no JSON: {error}"))?;
     let id = job.get("id").and_then(Value::as_str).map(str::to_owned);

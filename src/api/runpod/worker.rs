@@ -4,7 +4,7 @@ use std::future::Future;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::input::output;
 use super::job_api::{Addresses, JobApi, Take, Taken};
@@ -16,8 +16,8 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from
 /// Works until `stop`, one job at a time. A job that has been taken is finished first.
 ///
 /// # Errors
-/// When the file for the secret cannot be written.
-pub async fn run(app: App, addresses: Addresses, stop: impl Future<Output = ()>) -> std::io::Result<()> {
+/// When the secret is no header's value, or the system has no certificates.
+pub async fn run(app: App, addresses: Addresses, stop: impl Future<Output = ()>) -> Result<(), String> {
     let api = JobApi::new(addresses)?;
     let current = Mutex::new(None);
     tokio::select! {
@@ -67,16 +67,21 @@ async fn take_jobs(app: &App, api: &JobApi, current: &Mutex<Option<String>>, sto
 
 async fn work(app: &App, api: &JobApi, Taken { id, input }: Taken) {
     tracing::info!(id, "job taken");
-    let result = match output(app, &input).await {
-        Ok(output) => json!({"output": output}),
-        Err(fault) => {
-            tracing::warn!(id, fault.message, "no picture");
-            json!({"error": fault.message})
-        }
-    };
+    let result = result(app, &input).await;
+    if let Some(error) = result.get("error") {
+        tracing::warn!(id, %error, "no picture");
+    }
     match api.post(&id, &result).await {
         Ok(()) => tracing::info!(id, "job done"),
         Err(error) => tracing::error!(id, error, "a result could not be handed over"),
+    }
+}
+
+/// What is handed over for a job with this input.
+pub(super) async fn result(app: &App, input: &Value) -> Value {
+    match output(app, input).await {
+        Ok(output) => json!({"output": output}),
+        Err(fault) => json!({"error": fault.message}),
     }
 }
 

@@ -72,10 +72,10 @@ async fn dribbling_clients_are_given_up_and_harm_nobody() {
         false => (40, 12, Duration::from_millis(20)),
     };
     if !full() {
-        server.edge.header_timeout = Duration::from_millis(300);
+        server.edge.patience.head = Duration::from_millis(300);
         server.edge.bodies.time = Duration::from_millis(600);
     }
-    let allowed = [server.edge.header_timeout, server.edge.bodies.time].map(|time| match full() {
+    let allowed = [server.edge.patience.head, server.edge.bodies.time].map(|time| match full() {
         true => time + Duration::from_secs(1),
         false => time * 2,
     });
