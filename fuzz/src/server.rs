@@ -109,7 +109,10 @@ impl Backend for Painted {
             guidance_scale: 1.0,
             scheduler: "EulerDiscreteScheduler".into(),
             device: "cpu".into(),
-            inpainting_unet: false,
+            needs_mask: false,
+            edits_pictures: false,
+            memory: None,
+            fallback_for: None,
             random_weights: false,
             preset: None,
         }

@@ -62,7 +62,9 @@ mod tests {
     /// A trie of one entry: `b` becomes the text at 0.
     fn one(value: u32, units: usize) -> Vec<u8> {
         let mut trie = vec![0u32; units];
-        trie[0] = 256 << 10;
+        if let Some(root) = trie.first_mut() {
+            *root = 256 << 10;
+        }
         // The node of `b`: label, has a leaf, children at an offset of its own.
         if let Some(unit) = trie.get_mut(256 ^ 98) {
             *unit = 98 | 1 << 8 | 512 << 10;
