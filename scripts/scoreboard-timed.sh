@@ -6,8 +6,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 ulimit -n "$(ulimit -Hn)"
-AQUATINT_SCOREBOARD=1 cargo test --release --package aquatint --test it -- --include-ignored --nocapture \
+AQUATINT_SCOREBOARD=1 cargo test --release --workspace --test it -- --include-ignored --nocapture \
     --test-threads 1 overload::row_1 board::terminate board::log_lines board::health |
     python3 scripts/scoreboard.py 1 7 18 health
-cargo bench --package aquatint --bench http | python3 scripts/scoreboard.py overhead png jpeg webp
+cargo bench --workspace --bench http | python3 scripts/scoreboard.py overhead png jpeg webp
 [ -n "${SKIP_FUZZ:-}" ] || scripts/fuzz.sh | python3 scripts/scoreboard.py 13

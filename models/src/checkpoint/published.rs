@@ -15,13 +15,27 @@ pub struct Published {
 }
 
 macro_rules! files {
-    ($($path:literal = $file:literal,)*) => {
+    ($($path:literal = $file:expr,)*) => {
         &[
             $(($path, include_bytes!(concat!("../../published/", $file)) as &[u8]),)*
             ("tokenizer/merges.txt", include_bytes!("../../demo/tokenizer/merges.txt")),
             ("tokenizer/special_tokens_map.json", include_bytes!("../../demo/tokenizer/special_tokens_map.json")),
             ("tokenizer/vocab.json", include_bytes!("../../demo/tokenizer/vocab.json")),
         ]
+    };
+}
+
+macro_rules! flux {
+    ($kind:literal) => {
+        files! {
+            "model_index.json" = "flux/model_index.json",
+            "scheduler/scheduler_config.json" = concat!("flux/scheduler_", $kind, ".json"),
+            "text_encoder/config.json" = "flux/text_encoder.json",
+            "text_encoder_2/config.json" = "flux/text_encoder_2.json",
+            "tokenizer_2/tokenizer.json" = "flux/t5_tokenizer.json",
+            "transformer/config.json" = concat!("flux/transformer_", $kind, ".json"),
+            "vae/config.json" = "flux/vae.json",
+        }
     };
 }
 
@@ -51,30 +65,8 @@ pub static PUBLISHED: [Published; 4] = [
             "vae/config.json" = "sdxl/vae.json",
         },
     },
-    Published {
-        name: "flux-dev",
-        files: files! {
-            "model_index.json" = "flux/model_index.json",
-            "scheduler/scheduler_config.json" = "flux/scheduler_dev.json",
-            "text_encoder/config.json" = "flux/text_encoder.json",
-            "text_encoder_2/config.json" = "flux/text_encoder_2.json",
-            "tokenizer_2/tokenizer.json" = "flux/t5_tokenizer.json",
-            "transformer/config.json" = "flux/transformer_dev.json",
-            "vae/config.json" = "flux/vae.json",
-        },
-    },
-    Published {
-        name: "flux-schnell",
-        files: files! {
-            "model_index.json" = "flux/model_index.json",
-            "scheduler/scheduler_config.json" = "flux/scheduler_schnell.json",
-            "text_encoder/config.json" = "flux/text_encoder.json",
-            "text_encoder_2/config.json" = "flux/text_encoder_2.json",
-            "tokenizer_2/tokenizer.json" = "flux/t5_tokenizer.json",
-            "transformer/config.json" = "flux/transformer_schnell.json",
-            "vae/config.json" = "flux/vae.json",
-        },
-    },
+    Published { name: "flux-dev", files: flux!("dev") },
+    Published { name: "flux-schnell", files: flux!("schnell") },
 ];
 
 impl PartialEq for Published {

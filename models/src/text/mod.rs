@@ -1,5 +1,6 @@
 //! From a prompt to what the denoiser is conditioned on: tokens, emphasis, the CLIP text encoders and T5.
 
+mod added_token;
 pub mod cache;
 pub mod clip;
 pub mod encoder;

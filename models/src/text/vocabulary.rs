@@ -6,6 +6,7 @@ use serde::Deserialize;
 use tokenizers::AddedToken;
 use tokenizers::models::bpe::{Merges, Vocab};
 
+use super::added_token::{Flags, WithId};
 use crate::checkpoint::ModelFolder;
 use crate::{Error, Result};
 
@@ -64,32 +65,6 @@ impl Merge {
                 _ => Err(format!("{line:?} is no merge: two tokens and one space between are")),
             },
         }
-    }
-}
-
-#[derive(Deserialize)]
-struct WithId {
-    id: u32,
-    #[serde(flatten)]
-    token: Flags,
-}
-
-/// An added token as the JSON files write it.
-#[derive(Clone, Default, Deserialize)]
-#[serde(default)]
-struct Flags {
-    content: String,
-    single_word: bool,
-    lstrip: bool,
-    rstrip: bool,
-    normalized: bool,
-    special: bool,
-}
-
-impl Flags {
-    fn token(self) -> AddedToken {
-        let Self { content, single_word, lstrip, rstrip, normalized, special } = self;
-        AddedToken { content, single_word, lstrip, rstrip, normalized, special }
     }
 }
 

@@ -21,6 +21,7 @@ use tokenizers::{AddedToken, Tokenizer};
 use super::charsmap;
 use super::spiece::{Kind, SentencePiece};
 use crate::checkpoint::ModelFolder;
+use crate::text::added_token::{Flags, WithId};
 use crate::{Error, Result};
 
 /// What stands for a space in pieces.
@@ -137,32 +138,6 @@ struct Model {
     vocab: Vec<(String, f64)>,
     #[serde(default)]
     byte_fallback: bool,
-}
-
-#[derive(Deserialize)]
-struct WithId {
-    id: u32,
-    #[serde(flatten)]
-    token: Flags,
-}
-
-/// An added token as the JSON files write it.
-#[derive(Clone, Default, Deserialize)]
-#[serde(default)]
-struct Flags {
-    content: String,
-    single_word: bool,
-    lstrip: bool,
-    rstrip: bool,
-    normalized: bool,
-    special: bool,
-}
-
-impl Flags {
-    fn token(self) -> AddedToken {
-        let Self { content, single_word, lstrip, rstrip, normalized, special } = self;
-        AddedToken { content, single_word, lstrip, rstrip, normalized, special }
-    }
 }
 
 fn from_json(json: TokenizerJson) -> std::result::Result<Parts, String> {
