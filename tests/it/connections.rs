@@ -172,6 +172,9 @@ async fn the_drain_deadline_holds_for_jobs_that_nobody_fetches() {
         let mut listening = painting(20, Duration::from_millis(400)).await;
         let id = submit(&listening, steps).await;
         let events = listening.send(&format!("GET /jobs/{id}/events HTTP/1.1\r\nhost: x\r\n\r\n"));
+        // One that still waits is not begun any more.
+        let queue = listening.server.queue.clone();
+        eventually("it has begun", || queue.depth().waiting == 0).await;
         let told = Instant::now();
         listening.tell_to_stop();
         let events = tokio::task::spawn_blocking(move || {
