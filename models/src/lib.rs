@@ -10,9 +10,12 @@
 //! - *latents*: `(batch, height / 8, width / 8, channels)`, what is denoised and then decoded to a picture.
 //! - *schedule*: the numbers (timesteps, sigmas). *sampler*: the loop that uses them. *scheduler*: what diffusers calls
 //!   the two together, and so what configs and requests call them.
-//! - *denoiser*: the UNet. Its *model output* is epsilon, v or the sample itself; *denoised* is the sample it implies.
-//! - *guidance_scale*: classifier-free guidance, two passes a step. *strength*: how much of the schedule an initial
-//!   picture goes through.
+//! - *denoiser*: the UNet, or FLUX's transformer. Its *model output* is epsilon, v, the sample itself or, in *flow
+//!   matching*, the direction from sample to noise; *denoised* is the sample it implies.
+//! - *modulation*: what FLUX's timestep, guidance and pooled prompt do to its blocks: a shift, a scale and a gate each.
+//! - *streamed*: read from the checkpoint when it is needed, rather than *resident* in memory.
+//! - *guidance_scale*: classifier-free guidance, two passes a step; for FLUX an input of the transformer, and
+//!   *true_cfg_scale* the two passes. *strength*: how much of the schedule an initial picture goes through.
 //! - *scaling_factor, shift_factor*: what the VAE's latents are multiplied and moved by.
 //! - *lora_scale*: what a LoRA's difference is multiplied by before it is merged.
 //!

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use aquatint_models::checkpoint::builtin;
+use aquatint_models::checkpoint::file::CheckpointFile;
 use aquatint_models::checkpoint::safetensors_file::SafetensorsFile;
 use aquatint_models::pipeline::{self, LoadOptions, ModelSource, Pipeline};
 
@@ -25,11 +26,11 @@ impl Choice {
     pub(super) fn new(args: &ModelArgs) -> Result<Self, Failure> {
         for (flag, file) in [("--unet", &args.unet), ("--t5", &args.t5)] {
             if let Some(path) = file {
-                weights_file(flag, path)?;
+                weights_file(flag, path, |path| CheckpointFile::open(path).map(drop))?;
             }
         }
         if let Some(vae) = args.vae.as_deref().filter(|vae| !vae.is_dir()) {
-            weights_file("--vae", vae)?;
+            weights_file("--vae", vae, safetensors)?;
         }
         if let Some(refiner) = &args.refiner {
             folder("--refiner", refiner, DIFFUSERS)?;
@@ -51,10 +52,10 @@ impl Choice {
         let lcm = lcm.map(|path| LoraChoice { path, scale: 1.0, preset: Some(Preset::LCM_LORA) });
         let loras: Vec<_> = args.lora.iter().cloned().chain(lcm).collect();
         for lora in &loras {
-            weights_file("--lora", &lora.path)?;
+            weights_file("--lora", &lora.path, safetensors)?;
         }
         for inversion in &args.textual_inversion {
-            weights_file("--textual-inversion", inversion)?;
+            weights_file("--textual-inversion", inversion, safetensors)?;
         }
         let options = LoadOptions {
             precision: match args.dtype {
@@ -245,15 +246,23 @@ fn folder(flag: &str, path: &Path, Layout { index, allowed }: Layout) -> Result<
     Err(Failure::BadInput(format!("{flag} {}: {reason}: {allowed}", path.display())))
 }
 
-/// A file that is no safetensors file is refused by its header; pickles are named as such.
-fn weights_file(flag: &str, path: &Path) -> Result<(), Failure> {
+fn safetensors(path: &Path) -> Result<(), aquatint_models::Error> {
+    SafetensorsFile::open(path).map(drop)
+}
+
+/// A file that is none of the kind that `open` takes is refused by its header; pickles are named as such.
+fn weights_file(
+    flag: &str,
+    path: &Path,
+    open: impl FnOnce(&Path) -> Result<(), aquatint_models::Error>,
+) -> Result<(), Failure> {
     if path.is_dir() {
         return Err(Failure::BadInput(format!(
             "{flag} {}: is a folder: a safetensors file is needed",
             path.display()
         )));
     }
-    SafetensorsFile::open(path).map_err(|error| match EngineError::from(error) {
+    open(path).map_err(|error| match EngineError::from(error) {
         EngineError::File { path, reason } => {
             Failure::BadInput(format!("{flag} {}: {reason}", path.display()))
         }

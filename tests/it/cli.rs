@@ -240,6 +240,19 @@ fn a_fallback_stands_in_and_says_so() {
     assert!(error_line(&output, "bad fallback").contains("--fallback nowhere"));
 }
 
+/// A GGUF file may be a transformer; that this model has none is found out later.
+#[test]
+fn a_component_may_be_a_gguf_file() {
+    let folder = Folder::new("gguf");
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/models/tests/fixtures/quantised_flux.gguf");
+    let output = run(&folder, &[], &["generate", "a", "--unet", file]);
+    assert!(error_line(&output, "a UNet").contains("no tensor"), "{}", error_line(&output, "a UNet"));
+    let output = run(&folder, &[], &["generate", "a", "--t5", file]);
+    assert!(error_line(&output, "T5").contains("has none"), "{}", error_line(&output, "T5"));
+    let output = run(&folder, &[], &["generate", "a", "--lora", file]);
+    assert!(error_line(&output, "a LoRA").contains("GGUF"), "{}", error_line(&output, "a LoRA"));
+}
+
 #[test]
 fn models_are_listed() {
     let folder = Folder::new("models");

@@ -121,6 +121,9 @@ impl Pipeline {
         if is_flux(&index) {
             return Self::load_flux(&folder, &index, options, device);
         }
+        if let Some(path) = &options.t5 {
+            return Err(Error::file(path, "T5 is FLUX's text encoder, and this model has none"));
+        }
         let dtype = options.precision.dtype();
         let unet = unet(&folder, options.unet.as_deref(), dtype, &device)?;
         let family = family(&folder, &index, unet.config())?;
