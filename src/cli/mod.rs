@@ -9,6 +9,7 @@ use crate::engine::EngineError;
 use crate::settings::{Cli, Command, LogFormat};
 
 mod generate;
+mod health;
 mod model;
 mod models;
 mod runpod;
@@ -106,6 +107,7 @@ pub fn run(command: Command) -> Result<(), Failure> {
             serve::run(*args)
         }
         Command::Models(args) => models::run(&args),
+        Command::Health(args) => health::run(&args),
     }
 }
 
