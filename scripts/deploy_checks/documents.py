@@ -1,0 +1,39 @@
+"""docs/ and the pages of deploy/: what they name is there."""
+
+import re
+import subprocess
+import sys
+
+from tree import ROOT, read, tracked
+
+
+def references():
+    for path in tracked("docs", "deploy", "README.md"):
+        if path.endswith(".md"):
+            for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", read(path)):
+                if "://" not in target and not (ROOT / path).parent.joinpath(target).exists():
+                    yield f"{path}: there is no {target}"
+    operations, alerts = read("docs/operations.md"), read("deploy/prometheus/alerts.yml")
+    exported = set(re.findall(r'"((?:aquatint|process)_[a-z_]+)"', read("src/api/metrics.rs")))
+    # A histogram is three metrics.
+    named = {re.sub(r"_(bucket|sum|count)$", "", name) for name in re.findall(r"\b(?:aquatint|process)_[a-z_]+", operations)}
+    yield from (f"docs/operations.md lacks the metric {name}" for name in sorted(exported - named))
+    for name in sorted(set(re.findall(r"\baquatint_[a-z_]+", alerts))):
+        if name not in exported and re.sub(r"_(bucket|sum|count)$", "", name) not in exported:
+            yield f"alerts.yml: there is no metric {name}"
+    for alert in re.findall(r"alert: (\w+)", alerts):
+        if f"### {alert}\n" not in operations:
+            yield f"docs/operations.md does not say what to do about {alert}"
+    codes = set(re.findall(r"=> (\d+),", read("src/cli/mod.rs"))) | {"0", "130", "143"}
+    for code in codes:
+        if not re.search(rf"^\| {code}\b", operations, re.M):
+            yield f"docs/operations.md does not explain exit code {code}"
+
+
+def capacity():
+    """The page holds what the program prints now: the short form is quick, and says whether the rest is of this model."""
+    printed = subprocess.run([sys.executable, "scripts/capacity.py", "--short"], cwd=ROOT, capture_output=True, text=True)
+    if printed.returncode:
+        yield from printed.stderr.splitlines()
+    elif printed.stdout not in read("docs/capacity.md"):
+        yield "docs/capacity.md is not what scripts/capacity.py prints: scripts/capacity.py --write"
