@@ -1,10 +1,9 @@
 """docs/ and the pages of deploy/: what they name is there."""
 
 import re
-import subprocess
 import sys
 
-from tree import ROOT, read, tracked
+from tree import ROOT, complaints, read, tracked
 
 
 def references():
@@ -31,9 +30,5 @@ def references():
 
 
 def capacity():
-    """The page holds what the program prints now: the short form is quick, and says whether the rest is of this model."""
-    printed = subprocess.run([sys.executable, "scripts/capacity.py", "--short"], cwd=ROOT, capture_output=True, text=True)
-    if printed.returncode:
-        yield from printed.stderr.splitlines()
-    elif printed.stdout not in read("docs/capacity.md"):
-        yield "docs/capacity.md is not what scripts/capacity.py prints: scripts/capacity.py --write"
+    """The page holds what the program prints now."""
+    yield from complaints([sys.executable, "scripts/capacity.py", "--check"])
