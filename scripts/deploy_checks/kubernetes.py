@@ -7,7 +7,7 @@ import tempfile
 
 import yaml
 
-from tree import ROOT, complaints, read
+from tree import ROOT, complaints, read, tracked
 
 FOLDER = "deploy/kubernetes"
 # What KEDA's definition of a ScaledObject allows, with the scaler's own fields (keda.sh/docs, 2.14).
@@ -116,9 +116,23 @@ def scaling(of_kind):
                 yield f"ScaledObject {name}: {trigger['type']}"
             yield from (f"ScaledObject {name}: the scaler knows no {key}" for key in metadata.keys() - TRIGGER)
             yield from (f"ScaledObject {name}: {key} has to be text" for key, v in metadata.items() if not isinstance(v, str))
+            yield from queue_names(of_kind, metadata)
             service, namespace = metadata["natsServerMonitoringEndpoint"].split(".")[:2]
             if service not in of_kind["Service"] or namespace not in of_kind["Namespace"]:
                 yield f"ScaledObject {name}: there is no service {service} in {namespace}"
+
+
+def queue_names(of_kind, metadata):
+    """The stream and the consumer are those that workers make for the model that is set."""
+    if (ROOT / "src/queue/nats").exists() and f'"{metadata["stream"]}"' not in "".join(read(path) for path in tracked("src/queue")):
+        yield f"the queue has no stream {metadata['stream']}"
+    settings = next(thing["data"] for thing in of_kind["ConfigMap"].values() if "SD_MODEL_ID" in thing["data"])
+    model = settings["SD_MODEL_ID"].rsplit("/", 1)[-1]
+    consumer = "worker-" + re.sub(r"[^A-Za-z0-9_-]", lambda m: f"={ord(m[0]):02x}", model)
+    if metadata["consumer"] != consumer:
+        yield f"the consumer of {model} is {consumer}, not {metadata['consumer']}"
+    if int(settings["AQUATINT_QUEUE_REPLICAS"]) > of_kind["StatefulSet"]["nats"]["spec"]["replicas"]:
+        yield f"there are no {settings['AQUATINT_QUEUE_REPLICAS']} servers"
 
 
 def nats():

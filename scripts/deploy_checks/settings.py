@@ -86,6 +86,10 @@ def commands():
 def names():
     variables, flags = reference()
     known = variables | FOREIGN
+    if not (ROOT / "src/queue/nats").exists():
+        known |= {"AQUATINT_QUEUE", "AQUATINT_QUEUE_REPLICAS", "AQUATINT_LEASE_SECONDS"}
+        flags["serve"].add("--role")
+        flags["doctor"] = {"--nats-monitor"}
     for path, name in environments():
         if name not in known:
             yield f"{path}: there is no variable {name}"
