@@ -2,6 +2,8 @@
 # From nothing to a running Docker Space, with the commands of Hugging Face's own client. README.md beside this says more.
 #   deploy/huggingface-space/create.sh YOU/NAME [--hardware T] [--image IMAGE] [--model ID] [--private] [--sleep S] [--dry-run]
 set -euo pipefail
+# Secrets pass through a file of this script's.
+umask 077
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 endpoint=${HF_ENDPOINT:-https://huggingface.co}

@@ -14,12 +14,14 @@ def references():
                     yield f"{path}: there is no {target}"
     operations, alerts = read("docs/operations.md"), read("deploy/prometheus/alerts.yml")
     exported = set(re.findall(r'"((?:aquatint|process)_[a-z_]+)"', read("src/api/metrics.rs")))
-    # A histogram is three metrics.
-    named = {re.sub(r"_(bucket|sum|count)$", "", name) for name in re.findall(r"\b(?:aquatint|process)_[a-z_]+", operations)}
+    rows = "".join(line.split(" | ")[0] for line in operations.splitlines() if line.startswith("| "))
+    named = set(re.findall(r"`((?:aquatint|process)_[a-z_]+)`", rows))
     yield from (f"docs/operations.md lacks the metric {name}" for name in sorted(exported - named))
-    for name in sorted(set(re.findall(r"\baquatint_[a-z_]+", alerts))):
+    yield from (f"docs/operations.md explains {name}, which is no metric" for name in sorted(named - exported))
+    for name in sorted(set(re.findall(r"\baquatint_[a-z_]+", alerts + operations))):
+        # A histogram is three metrics.
         if name not in exported and re.sub(r"_(bucket|sum|count)$", "", name) not in exported:
-            yield f"alerts.yml: there is no metric {name}"
+            yield f"alerts.yml or docs/operations.md: there is no metric {name}"
     for alert in re.findall(r"alert: (\w+)", alerts):
         if f"### {alert}\n" not in operations:
             yield f"docs/operations.md does not say what to do about {alert}"

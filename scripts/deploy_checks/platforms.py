@@ -22,8 +22,8 @@ def templates():
         fields = json.loads(read(path))
         allowed = ENDPOINT if "templateId" in fields else TEMPLATE
         yield from (f"{path}: RunPod knows no {key}" for key in fields.keys() - allowed)
-        if "templateId" not in fields and ":" not in fields["imageName"].rsplit("/", 1)[-1]:
-            yield f"{path}: {fields['imageName']} has no tag"
+        if "templateId" not in fields and ":" not in fields.get("imageName", "").rsplit("/", 1)[-1]:
+            yield f"{path}: no imageName with a tag"
         port = fields.get("env", {}).get("PORT")
         if port and fields["ports"] != [f"{port}/http"]:
             yield f"{path}: PORT is {port}, but {fields['ports']} is open"

@@ -24,7 +24,7 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self):
         if self.path == "/api/whoami-v2":
-            self.answer({"name": "me", "type": "user", "auth": {"accessToken": {"role": "write"}}})
+            self.answer({"name": "me", "type": "user", "orgs": [], "auth": {"accessToken": {"role": "write"}}})
         elif self.path.endswith("/runtime"):
             self.answer({"stage": "RUNNING", "hardware": {"current": "t4-small", "requested": "t4-small"}})
         elif self.path.startswith("/api/spaces/"):

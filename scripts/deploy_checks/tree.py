@@ -17,13 +17,15 @@ def tracked(*folders):
     return [path for path in listed if (ROOT / path).is_file()]
 
 
-def complaints(command, **options):
-    """What a tool says where it ends with anything but 0; a tool that is not there is a complaint of its own."""
+def complaints(command, may_speak=True, **options):
+    """What a tool says where it ends with anything but 0, or at all; a tool that is not there is a complaint of its own."""
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **options)
     except FileNotFoundError:
         return [f"there is no {command[0]}"]
-    if done.returncode == 0:
+    if done.returncode == 0 and may_speak:
         return []
     said = (done.stdout + done.stderr).strip().splitlines()
-    return said or [f"{' '.join(map(str, command))} ended with {done.returncode}"]
+    if not said and done.returncode:
+        return [f"{' '.join(map(str, command))} ended with {done.returncode}"]
+    return said

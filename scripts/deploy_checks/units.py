@@ -18,7 +18,8 @@ def service():
         unit = Path(name) / "aquatint.service"
         # It complains about a program that is not installed here.
         unit.write_text(text.replace(program, "/bin/true"))
-        yield from complaints(["systemd-analyze", "verify", str(unit)])
+        # Of a line that it does not know it says so, and ends with 0.
+        yield from complaints(["systemd-analyze", "verify", str(unit)], may_speak=False)
         security = ["systemd-analyze", "security", "--offline=yes", "--no-pager", f"--threshold={EXPOSURE}", str(unit)]
         yield from complaints(security)[-1:]
     stop = int(re.search(r"^TimeoutStopSec=(\d+)", text, re.M)[1])
