@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # All quick tests: formatting, lints, documentation, unit, parity and behaviour tests, and real clients of the APIs.
-# Needs Rust and a C compiler; for the clients Node 20, Python 3.10, and PyPI and npm the first time; for deploy/
-# kubectl, systemd-analyze, and promtool or Debian's apt.
+# Needs Rust and a C compiler; for the clients Node 20, Python 3.10, and PyPI and npm the first time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,7 +14,7 @@ step documentation
 RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --quiet
 step tests
 cargo test --workspace --no-fail-fast
-step deploy
-scripts/check-deploy.sh
 step real clients
 scripts/clients.sh
+step deploy
+scripts/check-deploy.sh

@@ -34,10 +34,10 @@ pub enum Command {
     Generate(Box<GenerateArgs>),
     /// Serve the HTTP API and the web page.
     Serve(Box<ServeArgs>),
-    /// List the models that can be used.
-    Models(ModelsArgs),
     /// Ask a server on this machine how it is; ends with 0 or 1, for container platforms.
     Health(HealthArgs),
+    /// List the models that can be used.
+    Models(ModelsArgs),
 }
 
 /// The model and where it runs.
@@ -125,6 +125,20 @@ pub enum DeviceChoice {
     Cuda,
 }
 
+/// `aquatint health`
+#[derive(Args, Clone, Debug)]
+pub struct HealthArgs {
+    /// Port of the server
+    #[arg(long, value_name = "PORT", env = "PORT", default_value = "7860")]
+    pub port: u16,
+    /// Ask /ready: 0 only while jobs are taken, not while the model loads
+    #[arg(long)]
+    pub ready: bool,
+    /// Seconds to wait for the answer
+    #[arg(long, value_name = "S", default_value = "3", value_parser = seconds)]
+    pub timeout_seconds: Duration,
+}
+
 /// `aquatint generate`
 #[derive(Args, Clone, Debug)]
 pub struct GenerateArgs {
@@ -198,20 +212,6 @@ pub struct ModelsArgs {
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
-}
-
-/// `aquatint health`
-#[derive(Args, Clone, Debug)]
-pub struct HealthArgs {
-    /// Port of the server
-    #[arg(long, value_name = "PORT", env = "PORT", default_value = "7860")]
-    pub port: u16,
-    /// Ask /ready: 0 only while jobs are taken, not while the model loads
-    #[arg(long)]
-    pub ready: bool,
-    /// Seconds to wait for the answer
-    #[arg(long, value_name = "S", default_value = "3", value_parser = seconds)]
-    pub timeout_seconds: Duration,
 }
 
 /// `aquatint serve`

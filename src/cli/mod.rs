@@ -98,6 +98,7 @@ fn one_line(text: &str) -> String {
 /// Why it could not.
 pub fn run(command: Command) -> Result<(), Failure> {
     match command {
+        Command::Health(args) => health::run(&args),
         Command::Generate(args) => {
             log_to_stderr(LogFormat::Text, "warn", false);
             generate::run(&args)
@@ -107,7 +108,6 @@ pub fn run(command: Command) -> Result<(), Failure> {
             serve::run(*args)
         }
         Command::Models(args) => models::run(&args),
-        Command::Health(args) => health::run(&args),
     }
 }
 
