@@ -16,3 +16,5 @@ step tests
 cargo test --workspace --no-fail-fast
 step real clients
 scripts/clients.sh
+step deploy
+scripts/check-deploy.sh

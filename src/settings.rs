@@ -34,12 +34,15 @@ pub enum Command {
     Generate(Box<GenerateArgs>),
     /// Serve the HTTP API and the web page.
     Serve(Box<ServeArgs>),
+    /// Ask a server on this machine how it is; ends with 0 or 1, for container platforms.
+    Health(HealthArgs),
     /// List the models that can be used.
     Models(ModelsArgs),
 }
 
 /// The model and where it runs.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Model")]
 pub struct ModelArgs {
     /// Folder of a model in the diffusers layout; without it, the built-in model
     #[arg(long, value_name = "DIR", env = "SD_MODEL_ID")]
@@ -120,6 +123,20 @@ pub enum DeviceChoice {
     Cpu,
     /// The first CUDA device.
     Cuda,
+}
+
+/// `aquatint health`
+#[derive(Args, Clone, Debug)]
+pub struct HealthArgs {
+    /// Port of the server
+    #[arg(long, value_name = "PORT", env = "PORT", default_value = "7860")]
+    pub port: u16,
+    /// Ask /ready: 0 only while jobs are taken, not while the model loads
+    #[arg(long)]
+    pub ready: bool,
+    /// Seconds to wait for the answer
+    #[arg(long, value_name = "S", default_value = "3", value_parser = seconds)]
+    pub timeout_seconds: Duration,
 }
 
 /// `aquatint generate`
@@ -252,6 +269,7 @@ pub struct ServeArgs {
 
 /// The policy towards clients.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Clients")]
 pub struct EdgeArgs {
     /// Origins whose web pages may call, separated by commas; * is all [default: localhost]
     #[arg(long, value_name = "ORIGINS", env = "ALLOW_ORIGINS")]
@@ -285,6 +303,7 @@ pub struct EdgeArgs {
 
 /// What RunPod tells its containers.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "RunPod")]
 pub struct RunPod {
     /// Another port for GET /ping alone, as RunPod's load balancer may ask for
     #[arg(long, value_name = "PORT", env = "PORT_HEALTH")]
@@ -311,6 +330,7 @@ pub struct RunPod {
 
 /// What the engine and its queue take on.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Capacity")]
 pub struct Capacity {
     /// Another model that requests may name; it is loaded when the first does. May be given several times
     #[arg(long, value_name = "NAME=DIR", value_parser = named_model)]
@@ -357,6 +377,7 @@ pub fn limit(time: Duration) -> Option<Duration> {
 
 /// What requests get unless they say otherwise; where this does not, the model's own defaults hold.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Defaults of requests")]
 pub struct Defaults {
     /// Pictures for each request
     #[arg(long, value_name = "N", env = "SD_NUM_IMAGES", default_value = "2", value_parser = number(1..=MAX_IMAGES))]
@@ -417,6 +438,7 @@ pub enum LogFormat {
 
 /// Variables of the replaced service that are accepted; the log says that they have no effect.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Accepted without effect")]
 pub struct Unused {
     /// Token for the Hugging Face hub
     #[arg(long, hide = true, env = "HF_TOKEN", hide_env_values = true)]

@@ -9,6 +9,7 @@ use crate::engine::EngineError;
 use crate::settings::{Cli, Command, LogFormat};
 
 mod generate;
+mod health;
 mod model;
 mod models;
 mod runpod;
@@ -97,6 +98,7 @@ fn one_line(text: &str) -> String {
 /// Why it could not.
 pub fn run(command: Command) -> Result<(), Failure> {
     match command {
+        Command::Health(args) => health::run(&args),
         Command::Generate(args) => {
             log_to_stderr(LogFormat::Text, "warn", false);
             generate::run(&args)

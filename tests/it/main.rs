@@ -5,6 +5,7 @@
 mod board;
 mod caption;
 mod cli;
+mod configuration;
 mod connections;
 mod cors;
 mod dependencies;
