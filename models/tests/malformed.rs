@@ -313,7 +313,7 @@ fn open(bytes: &[u8]) -> Result<(), String> {
     // Writing over a file would wait for the disk each time.
     let _ = std::fs::remove_file(path());
     std::fs::write(path(), bytes).unwrap();
-    let views = Views::open(&[path()]).map_err(|e| e.to_string())?;
+    let views = Views::open("transformer", &[path()]).map_err(|e| e.to_string())?;
     let weights = Weights::from_views("transformer", views, None, &Device::Cpu);
     for name in weights.unused() {
         let shape = weights.stored_shape(&name).unwrap();

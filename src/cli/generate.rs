@@ -27,7 +27,8 @@ pub(super) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let seed = args.seed.unwrap_or_else(random_seed);
     let mut request = request(args, seed)?;
     let targets = targets(args.out.as_deref(), seed, args.num_images)?;
-    let choice = Choice::new(&args.model)?;
+    let mut choice = Choice::new(&args.model)?;
+    choice.options.first_request = Some(request.clone());
     use_threads(args.model.threads)?;
     // Nobody waits for the file but its reader.
     picture::use_png_compression(picture::PngCompression::Balanced);

@@ -8,8 +8,10 @@ use clap::{CommandFactory, Parser};
 use crate::engine::EngineError;
 use crate::settings::{Cli, Command, LogFormat};
 
+mod convert;
 mod generate;
 mod health;
+mod inspect;
 mod model;
 mod models;
 mod runpod;

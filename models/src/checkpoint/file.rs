@@ -58,6 +58,14 @@ impl CheckpointFile {
         }
     }
 
+    /// The header's free text; of a GGUF file, its numbers and short texts.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        match self {
+            Self::Safetensors(file) => file.metadata(),
+            Self::Gguf(file) => file.metadata(),
+        }
+    }
+
     /// Reads rows of one tensor, or all of it, as they lie.
     pub fn stored(&self, name: &str, rows: Option<Range<usize>>) -> Result<Stored> {
         match self {
