@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # From nothing to a running Docker Space, with the commands of Hugging Face's own client. README.md beside this says more.
-#   deploy/huggingface-space/create.sh YOU/NAME [--hardware T] [--image IMAGE] [--model ID] [--private] [--sleep S] [--dry-run]
+#   deploy/huggingface-space/create.sh YOU/NAME [--hardware T] [--image IMAGE] [--model ID] [--volume V]
+#       [--private] [--sleep S] [--dry-run]
 set -euo pipefail
 # Secrets pass through a file of this script's.
 umask 077
@@ -11,12 +12,14 @@ endpoint=${HF_ENDPOINT:-https://huggingface.co}
 fail() { echo "create.sh: $*" >&2; exit 2; }
 
 hardware='' image='' model='' sleep_s=900 dry_run='' space='' visibility=--public
+volumes=()
 while [ $# -gt 0 ]; do
     case "$1" in
         --hardware) hardware=${2:?--hardware needs a name}; shift ;;
         --image) image=${2:?--image needs a name}; shift ;;
         --model) model=${2:?--model needs an id}; shift ;;
         --sleep) sleep_s=${2:?--sleep needs seconds}; shift ;;
+        --volume) volumes+=(--volume "${2:?--volume needs hf://SOURCE:/PATH}"); shift ;;
         --private) visibility=--private ;;
         --dry-run) dry_run=1 ;;
         -*) fail "unknown option $1" ;;
@@ -26,16 +29,17 @@ while [ $# -gt 0 ]; do
 done
 [[ $space == */* ]] || fail "usage: create.sh YOU/NAME [--hardware a10g-small]"
 
-# Each kind of machine has its GPU family and its settings.
+# Each kind of machine has its GPU family and its settings; one without a GPU needs no CUDA in the program.
+features=cuda
 case "$hardware" in
-    '' | cpu-*) caps=80 settings='' ;;
+    '' | cpu-*) caps=80 features=demo settings='' ;;
     t4-*) caps=75 settings=$here/t4.env ;;
     a10g-* | l4* | a100*) caps=80 settings=$here/a10g.env ;;
     *) fail "no settings for $hardware: t4-*, a10g-*, l4*, a100* and cpu-* are known" ;;
 esac
 
-# The client, in an environment of its own unless there is one.
-if ! command -v hf >/dev/null; then
+# The client, in an environment of its own unless there is one that knows what is asked of it here.
+if ! hf repos create --help 2>/dev/null | grep -e --env-file >/dev/null; then
     python3 -m venv "$root/.hf"
     "$root/.hf/bin/pip" install --quiet --disable-pip-version-check 'huggingface_hub==2.4.0'
     PATH=$root/.hf/bin:$PATH
@@ -53,8 +57,8 @@ else
     git -C "$root" archive HEAD Cargo.toml Cargo.lock src kernels models benches deploy/entrypoint.sh .dockerignore |
         tar -x -C "$staged"
     rm -rf "$staged/models/tests" "$staged/models/demo/training"
-    sed "s/^ARG CAPS=.*/ARG CAPS=$caps/" "$root/Dockerfile.cuda" >"$staged/Dockerfile"
-    grep -q "^ARG CAPS=$caps\$" "$staged/Dockerfile" || fail "Dockerfile.cuda has no line ARG CAPS="
+    sed "s/^ARG CAPS=.*/ARG CAPS=$caps/; s/^ARG FEATURES=.*/ARG FEATURES=$features/" "$root/Dockerfile.cuda" \
+        >"$staged/Dockerfile"
 fi
 : >"$work/variables"
 if [ -n "$settings" ]; then
@@ -65,7 +69,7 @@ if [ -n "$model" ]; then
     echo "SD_MODEL_ID=$model" >>"$work/variables"
 fi
 
-create=(hf repos create "$space" --repo-type space --space-sdk docker --exist-ok "$visibility" --env-file "$work/variables")
+create=(hf repos create "$space" --repo-type space --space-sdk docker --exist-ok "$visibility" "${volumes[@]}" --env-file "$work/variables")
 if [ -n "$hardware" ]; then
     create+=(--flavor "$hardware" --sleep-time "$sleep_s")
 fi

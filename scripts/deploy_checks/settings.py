@@ -87,7 +87,7 @@ def names():
     variables, flags = reference()
     known = variables | FOREIGN
     if not (ROOT / "src/queue/nats").exists():
-        known |= {"AQUATINT_QUEUE", "AQUATINT_QUEUE_REPLICAS", "AQUATINT_LEASE_SECONDS"}
+        known |= {"AQUATINT_QUEUE", "AQUATINT_QUEUE_REPLICAS", "AQUATINT_LEASE_SECONDS", "AQUATINT_MAX_DELIVERIES"}
         flags["serve"].add("--role")
         flags["doctor"] = {"--nats-monitor"}
     for path, name in environments():

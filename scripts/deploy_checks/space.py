@@ -86,7 +86,8 @@ def created():
                            "SPACE_HF_TOKEN": "hf_read", "AQUATINT_API_KEYS": "key", "HF_HUB_DISABLE_TELEMETRY": "1",
                            "NO_PROXY": "127.0.0.1"}
             environment.pop("HF_HUB_OFFLINE", None)
-            command = ["bash", CREATE, "me/aquatint", "--hardware", "t4-small", "--image", "registry.example.com/a:1"]
+            command = ["bash", CREATE, "me/aquatint", "--hardware", "t4-small", "--image", "registry.example.com/a:1",
+                       "--volume", "hf://buckets/me/models:/data"]
             said = complaints(command, env=environment, timeout=60)
     finally:
         server.shutdown()
@@ -105,6 +106,9 @@ def asked(seen):
     for key, value in expected.items():
         if created.get(key) != value:
             yield f"the Space was made with {key} {created.get(key)!r}, not {value!r}"
+    volumes = [(entry.get("source"), entry.get("mountPath")) for entry in created.get("volumes", [])]
+    if volumes != [("me/models", "/data")]:
+        yield f"the Space got the volumes {volumes}"
     secrets = {entry["key"]: entry["value"] for entry in created.get("secrets", [])}
     if secrets != {"HF_TOKEN": "hf_read", "AQUATINT_API_KEYS": "key"}:
         yield f"the Space got the secrets {sorted(secrets)}"
@@ -119,7 +123,11 @@ def asked(seen):
 
 
 def sources():
-    """Without --image: what a Space builds from is what the image is built from."""
+    """Without --image: what a Space builds from is what the image is built from, and the lines that create.sh changes
+    are there."""
+    for line in ("ARG CAPS=", "ARG FEATURES="):
+        if f"\n{line}" not in read(container.DOCKERFILE):
+            yield f"{container.DOCKERFILE} has no line {line}"
     command = ["bash", CREATE, "me/aquatint", "--hardware", "a10g-small", "--dry-run"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
