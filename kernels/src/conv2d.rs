@@ -160,10 +160,10 @@ fn definition(
     let w = weight.to_dtype(x.dtype())?;
     let mut y = x.conv2d(&w, 0, stride, 1, 1)?.permute((0, 2, 3, 1))?.contiguous()?;
     if let Some(b) = bias {
-        y = y.broadcast_add(b)?;
+        y = y.broadcast_add(&b.to_dtype(y.dtype())?)?;
     }
     if let Some(t) = per_sample {
-        y = y.broadcast_add(&t.unsqueeze(1)?.unsqueeze(1)?)?;
+        y = y.broadcast_add(&t.to_dtype(y.dtype())?.unsqueeze(1)?.unsqueeze(1)?)?;
     }
     match residual {
         Some(r) => y + r,
@@ -275,7 +275,7 @@ fn on_cpu(
     let (batch, dtype) = (x.dim(0)?, x.dtype());
     let (x, residual) = (cpu::floats(x)?, residual.map(cpu::floats).transpose()?);
     let bias_and_sample = match (bias, per_sample) {
-        (Some(b), Some(t)) => Some(cpu::floats(&t.broadcast_add(b)?)?),
+        (Some(b), Some(t)) => Some(cpu::floats(&cpu::floats(t)?.broadcast_add(b)?)?),
         (b, t) => b.or(t).map(cpu::floats).transpose()?,
     };
     let (x, residual) = (cpu::elements(&x)?, residual.as_ref().map(cpu::elements).transpose()?);

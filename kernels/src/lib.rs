@@ -49,6 +49,8 @@ pub use encoded::{EncodedWeight, Format};
 pub use gated_gelu::gated_gelu;
 pub use gated_residual::gated_residual;
 pub use geglu::geglu;
+#[cfg(feature = "cuda")]
+pub use gpu::open as open_gpu;
 pub use group_norm::group_norm;
 pub use layer_norm::layer_norm;
 pub use linear::Linear;

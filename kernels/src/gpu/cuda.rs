@@ -19,8 +19,23 @@ mod compiled {
     include!(concat!(env!("OUT_DIR"), "/compiled.rs"));
 }
 
+/// Opens the first GPU.
+///
+/// # Errors
+/// Says what is missing: the driver, one of CUDA's libraries, or a GPU.
+pub fn open() -> Result<Device> {
+    if let Err(missing) = aquatint_cuda_loader::open() {
+        bail!("{missing}");
+    }
+    // A stream of its own, unlike the default one, can be captured as a graph.
+    let device = Device::new_cuda_with_stream(0)?;
+    // SAFETY: there is one stream, on which everything happens in order. There are no tensors yet.
+    unsafe { device.as_cuda_device()?.disable_event_tracking() };
+    Ok(device)
+}
+
 /// Major and minor number of what the GPU can do.
-pub(crate) fn compute_capability(device: &Device) -> Result<(i32, i32)> {
+pub(super) fn compute_capability(device: &Device) -> Result<(i32, i32)> {
     device.as_cuda_device()?.cuda_stream().context().compute_capability().w()
 }
 

@@ -15,7 +15,9 @@ mod emulator;
 pub(crate) mod testing;
 
 #[cfg(feature = "cuda")]
-pub(crate) use cuda::compute_capability;
+use cuda::compute_capability;
+#[cfg(feature = "cuda")]
+pub use cuda::open;
 
 /// Threads of a block, unless a launch says otherwise.
 const THREADS: usize = 256;
@@ -66,6 +68,7 @@ pub(crate) struct Launch<'a> {
     shared_bytes: usize,
 }
 
+#[cfg_attr(not(any(feature = "cuda", test)), expect(dead_code, reason = "there is nothing to launch on"))]
 enum Argument<'a> {
     Input(&'a Tensor),
     /// A pointer to nothing.

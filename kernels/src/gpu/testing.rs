@@ -13,7 +13,7 @@ pub(crate) fn device() -> Device {
     #[cfg(feature = "cuda")]
     {
         static DEVICE: std::sync::OnceLock<Device> = std::sync::OnceLock::new();
-        return DEVICE.get_or_init(|| Device::new_cuda_with_stream(0).unwrap_or(Device::Cpu)).clone();
+        return DEVICE.get_or_init(|| super::open().unwrap_or(Device::Cpu)).clone();
     }
     #[cfg(not(feature = "cuda"))]
     Device::Cpu
