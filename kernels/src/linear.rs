@@ -2,9 +2,10 @@
 
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{D, DType, Device, Result, Tensor, bail};
 
 use crate::cpu::{self, Epilogue, Level, PackedWeight, Rows, Shared};
+use crate::gpu::{self, Launch};
 use crate::weight::{ReplaceableWeight, Weight};
 use crate::{Activation, EncodedWeight, LowRank, RowSource};
 
@@ -231,7 +232,13 @@ fn definition(
     activation: Activation,
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let y = x.contiguous()?.broadcast_matmul(&weight.to_dtype(x.dtype())?.t()?)?;
+    let (mut shape, depth) = (x.dims().to_vec(), weight.dim(1)?);
+    // As one matrix: the weight would be copied for every sample of a batch.
+    let rows = x.reshape((x.elem_count() / depth, depth))?;
+    if let Some(last) = shape.last_mut() {
+        *last = weight.dim(0)?;
+    }
+    let y = gpu::product(&rows, &weight.to_dtype(x.dtype())?.t()?)?.reshape(shape)?;
     rest(y, bias, activation, residual)
 }
 
@@ -242,6 +249,9 @@ fn rest(
     activation: Activation,
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
+    if gpu::takes(&y) {
+        return epilogue_on_gpu(y, bias, None, activation, residual);
+    }
     if let Some(b) = bias {
         y = y.broadcast_add(&b.to_dtype(y.dtype())?)?;
     }
@@ -250,6 +260,31 @@ fn rest(
         Some(r) => y + r,
         None => Ok(y),
     }
+}
+
+/// `activation(y + bias + per_sample) + residual` in one pass.
+///
+/// `y`: `(batch, .., channels)`; `bias`: `(channels)`; `per_sample`: `(batch, channels)`; `residual`: as `y`.
+pub(crate) fn epilogue_on_gpu(
+    y: Tensor,
+    bias: Option<&Tensor>,
+    per_sample: Option<&Tensor>,
+    activation: Activation,
+    residual: Option<&Tensor>,
+) -> Result<Tensor> {
+    if bias.is_none() && per_sample.is_none() && residual.is_none() && activation == Activation::None {
+        return Ok(y);
+    }
+    let (channels, dtype) = (y.dim(D::Minus1)?, y.dtype());
+    let rows = y.elem_count() / channels.max(1);
+    let same = |t: &Tensor| t.to_dtype(dtype)?.contiguous();
+    let (y, bias) = (y.contiguous()?, bias.map(gpu::wide).transpose()?);
+    let (per_sample, residual) = (per_sample.map(same).transpose()?, residual.map(same).transpose()?);
+    let launch = Launch::typed("linear", "epilogue", dtype)?.input(&y).optional(bias.as_ref());
+    let launch = launch.optional(per_sample.as_ref()).optional(residual.as_ref()).output(y.shape(), dtype);
+    let launch =
+        launch.int(rows).int((rows / y.dim(0)?.max(1)).max(1)).int(channels).int(activation.number());
+    launch.for_each_pack(rows, channels, dtype)
 }
 
 /// Rows that lie one after the other.
@@ -294,6 +329,7 @@ fn on_cpu(
 mod tests {
     use super::*;
     use crate::Format;
+    use crate::gpu::testing::{TYPES, assert_result, put, seen};
     use crate::testing::{assert_close, f64s, random, same_bytes, with_threads};
     use crate::weight::EncodedOnDevice;
 
@@ -530,6 +566,41 @@ mod tests {
         same_bytes(&linear.forward(&x)?, &base)?;
         assert!(linear.replace_bias(&random(40, 4)?).is_err());
         assert!(Linear::new(&w, None)?.replace_bias(&b).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn the_cuda_arm_gives_what_follows_a_product() -> Result<()> {
+        use Activation::*;
+        for (dtype, tolerance) in TYPES {
+            for (batch, rows, channels) in [(1, 1, 1), (2, 9, 17), (3, 50, 64)] {
+                let shape = (batch, rows, channels);
+                let (y, r) = (put(&random(shape, 1)?, dtype)?, put(&random(shape, 2)?, dtype)?);
+                let (b, t) =
+                    (put(&random(channels, 3)?, DType::F32)?, put(&random((batch, channels), 4)?, dtype)?);
+                for f in [None, GeluTanh, Silu] {
+                    for (b, t, r) in [
+                        (Option::None, Option::None, Option::None),
+                        (Some(&b), Option::None, Some(&r)),
+                        (Option::None, Some(&t), Option::None),
+                        (Some(&b), Some(&t), Some(&r)),
+                    ] {
+                        let mut expected = seen(&y)?;
+                        if let Some(b) = b {
+                            expected = expected.broadcast_add(&seen(b)?)?;
+                        }
+                        if let Some(t) = t {
+                            expected = expected.broadcast_add(&seen(t)?.unsqueeze(1)?)?;
+                        }
+                        expected = f.definition(&expected)?;
+                        if let Some(r) = r {
+                            expected = (expected + seen(r)?)?;
+                        }
+                        assert_result(&epilogue_on_gpu(y.clone(), b, t, f, r)?, dtype, &expected, tolerance)?;
+                    }
+                }
+            }
+        }
         Ok(())
     }
 }

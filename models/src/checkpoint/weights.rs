@@ -420,6 +420,12 @@ impl Weights {
         Ok(self.read(&format!("{layer}.weight"), &shape)?.to_dtype(DType::F32)?)
     }
 
+    /// The type of activations for a model whose weights are held as `layer`'s is: f32 on the CPU, whose kernels know
+    /// nothing else, the weights' own elsewhere.
+    pub fn activations(&self, layer: &str) -> DType {
+        if self.device().is_cpu() { DType::F32 } else { self.held_type(&self.path(layer)) }
+    }
+
     /// The type that a weight which replaces a layer's is held in: bf16 in place of one in a format.
     fn held_type(&self, layer: &str) -> DType {
         match (&self.component.dtype, &self.component.source) {

@@ -335,7 +335,7 @@ fn device(choice: DeviceChoice) -> Result<Device> {
 
 #[cfg(feature = "cuda")]
 fn cuda() -> Result<Device> {
-    Device::new_cuda_with_stream(0).map_err(|e| Error::invalid(format!("device cuda: no usable GPU: {e}")))
+    aquatint_kernels::open_gpu().map_err(|e| Error::invalid(format!("device cuda: no usable GPU: {e}")))
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -47,6 +47,7 @@ impl DiagonalGaussian {
 #[derive(Debug)]
 pub struct AutoencoderKl {
     config: AutoencoderKlConfig,
+    activations: DType,
     encoder: Encoder,
     quant_conv: Option<Arc<Conv2d>>,
     post_quant_conv: Option<Arc<Conv2d>>,
@@ -107,6 +108,11 @@ impl AutoencoderKl {
             _ => None,
         };
         let latents = config.latent_channels;
+        let activations = match weights.activations("decoder.conv_in") {
+            // Its features go beyond what f16 holds.
+            DType::F16 if config.force_upcast => DType::F32,
+            held => held,
+        };
         Ok(Self {
             encoder: Encoder::new(&config, &weights.pp("encoder"))?,
             quant_conv: config.use_quant_conv.then(|| pointwise("quant_conv", 2 * latents)).transpose()?,
@@ -116,8 +122,14 @@ impl AutoencoderKl {
                 .transpose()?,
             decoder: Decoder::new(&config, &weights.pp("decoder"))?,
             statistics,
+            activations,
             config,
         })
+    }
+
+    /// The same with activations of another type between operations; sums are f32 in any case.
+    pub fn with_activations(self, activations: DType) -> Self {
+        Self { activations, ..self }
     }
 
     /// What it was built from.
@@ -151,11 +163,12 @@ impl AutoencoderKl {
                 self.config.in_channels
             )));
         }
-        let moments = self.encoder.forward(image)?;
-        match &self.quant_conv {
-            Some(conv) => Ok(conv.forward(&moments)?),
-            None => Ok(moments),
-        }
+        let moments = self.encoder.forward(&image.to_dtype(self.activations)?)?;
+        let moments = match &self.quant_conv {
+            Some(conv) => conv.forward(&moments)?,
+            None => moments,
+        };
+        Ok(moments.to_dtype(image.dtype())?)
     }
 
     /// The picture of latents.
@@ -174,10 +187,12 @@ impl AutoencoderKl {
                 self.config.latent_channels
             )));
         }
-        match &self.post_quant_conv {
-            Some(conv) => self.decoder.forward(&conv.forward(latents)?),
-            None => self.decoder.forward(latents),
-        }
+        let z = latents.to_dtype(self.activations)?;
+        let image = match &self.post_quant_conv {
+            Some(conv) => self.decoder.forward(&conv.forward(&z)?)?,
+            None => self.decoder.forward(&z)?,
+        };
+        Ok(image.to_dtype(latents.dtype())?)
     }
 
     /// The VAE's latents as the denoiser works on them: about unit variance.

@@ -387,3 +387,24 @@ fn masks_reach_the_latents_as_diffusers_prepares_them() {
     let masked = picture::masked_image(&image, &mask).unwrap();
     assert_close("masked image", &masked, &images(&fixture, "masked_image"), 0.0);
 }
+
+/// What a GPU computes with: 16 bits between operations.
+#[test]
+fn half_activations_stay_close() {
+    for name in ["sd", "flux"] {
+        let fixture = Fixture::open(&format!("vae_{name}"));
+        let (latents, expected) = (images(&fixture, "latents"), images(&fixture, "picture"));
+        for (dtype, tolerance) in [(DType::F16, 1e-2), (DType::BF16, 8e-2)] {
+            let vae = vae(&fixture).with_activations(dtype);
+            let picture = vae.decode(&latents).unwrap();
+            assert_eq!(picture.dtype(), DType::F32);
+            assert_close(&format!("{name} in {dtype:?}"), &picture, &expected, tolerance);
+            assert!(
+                max_difference(&picture, &expected) > TOLERANCE,
+                "{name}: the activations were not {dtype:?}"
+            );
+            let mean = vae.encode(&images(&fixture, "image")).unwrap().mode().clone();
+            assert_close(&format!("{name}: mean in {dtype:?}"), &mean, &images(&fixture, "mean"), tolerance);
+        }
+    }
+}
