@@ -8,11 +8,18 @@ use clap::{CommandFactory, Parser};
 use crate::engine::EngineError;
 use crate::settings::{Cli, Command, LogFormat};
 
+#[cfg(feature = "nats")]
+mod doctor;
 mod generate;
 mod model;
 mod models;
 mod runpod;
 mod serve;
+#[cfg(feature = "nats")]
+mod shared_queue;
+#[cfg(not(feature = "nats"))]
+#[path = "no_shared_queue.rs"]
+mod shared_queue;
 
 /// Why a command did not do its work, in one line.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -106,6 +113,8 @@ pub fn run(command: Command) -> Result<(), Failure> {
             serve::run(*args)
         }
         Command::Models(args) => models::run(&args),
+        #[cfg(feature = "nats")]
+        Command::Doctor(args) => doctor::run(&args),
     }
 }
 
