@@ -26,7 +26,8 @@ pub(super) fn run(args: &DoctorArgs) -> Result<(), Failure> {
         Verdict::Bad => "bad",
     };
     if args.json {
-        let found: Vec<_> = found.iter().map(|f| json!({"verdict": word(f.verdict), "text": f.text})).collect();
+        let found: Vec<_> =
+            found.iter().map(|f| json!({"verdict": word(f.verdict), "text": f.text})).collect();
         print(&format!("{:#}", json!({ "findings": found })))?;
     } else {
         for finding in &found {

@@ -107,7 +107,8 @@ async fn serve(args: ServeArgs, edge: Edge, own: Option<OwnEngine>) -> Result<()
     let (engine, loras, thread) = match own {
         Some(own) => {
             let (engine, thread) =
-                Engine::spawn(own.models, Arc::new(local.clone()), settings(&args.capacity)).map_err(other)?;
+                Engine::spawn(own.models, Arc::new(local.clone()), settings(&args.capacity))
+                    .map_err(other)?;
             (engine, own.loras, Some(thread))
         }
         None => {

@@ -25,6 +25,13 @@ impl SharedQueue {
     /// Begins to connect; a local queue needs none of it.
     pub(super) async fn connect(args: &ServeArgs) -> Result<Option<Self>, Failure> {
         let Some(settings) = settings(&args.queue) else { return Ok(None) };
+        let unused = [
+            ("--queue-cost", args.capacity.queue_cost.is_some()),
+            ("--picture-cache", args.capacity.picture_cache > 0),
+        ];
+        for (flag, _) in unused.into_iter().filter(|(_, is_set)| *is_set) {
+            tracing::warn!("{flag} has no effect with a shared queue");
+        }
         let settings = Settings {
             capacity: args.queue_size.max(1),
             per_caller: args.capacity.jobs_per_caller,

@@ -139,7 +139,8 @@ fn extra(request: &GenerationRequest) -> Vec<(Cow<'static, str>, String)> {
         extra.push(("Variation seed strength".into(), strength.to_string()));
     }
     extra.extend(request.true_cfg_scale.map(|scale| ("True CFG scale".into(), scale.to_string())));
-    extra.extend(request.max_sequence_length.map(|length| ("Max sequence length".into(), length.to_string())));
+    extra
+        .extend(request.max_sequence_length.map(|length| ("Max sequence length".into(), length.to_string())));
     extra
 }
 

@@ -147,9 +147,13 @@ impl Jobs {
         }
     }
 
-    /// Takes no further job.
+    /// Takes no further job. Whoever watches one of a shared queue is sent to another process.
     pub fn close(&self) {
-        self.table().closed = true;
+        let mut table = self.table();
+        table.closed = true;
+        for job in table.jobs.iter().filter(|job| job.is_shared) {
+            job.log.send_modify(Log::break_off);
+        }
     }
 
     /// Whether somebody may still come for a job: it is not done, or was done a moment ago and has not been fetched.

@@ -94,7 +94,8 @@ impl Broker {
             });
         let addresses: Vec<&str> = settings.url.expose().split(',').collect();
         let client = options.connect(addresses).await.map_err(failed("connecting"))?;
-        let context = jetstream::ContextBuilder::new().timeout(TIMEOUT).ack_timeout(TIMEOUT).build(client.clone());
+        let context =
+            jetstream::ContextBuilder::new().timeout(TIMEOUT).ack_timeout(TIMEOUT).build(client.clone());
         let stream = async |name| context.get_stream_no_info(name).await.map_err(failed("streams"));
         Ok(Self {
             jobs: stream(JOBS).await?,
@@ -185,7 +186,12 @@ impl Broker {
     }
 
     /// Hands a job over; the same id twice is one job.
-    pub(super) async fn publish_job(&self, model: &str, id: &str, payload: Vec<u8>) -> Result<Handed, EngineError> {
+    pub(super) async fn publish_job(
+        &self,
+        model: &str,
+        id: &str,
+        payload: Vec<u8>,
+    ) -> Result<Handed, EngineError> {
         let mut attempts = 0;
         loop {
             attempts += 1;
@@ -255,7 +261,8 @@ fn is_full(error: &PublishError) -> bool {
 
 /// Puts bytes under a name.
 pub(super) async fn put(store: &ObjectStore, name: &str, bytes: &[u8]) -> Result<(), EngineError> {
-    let about = ObjectMetadata { name: name.into(), chunk_size: Some(CHUNK_BYTES), ..ObjectMetadata::default() };
+    let about =
+        ObjectMetadata { name: name.into(), chunk_size: Some(CHUNK_BYTES), ..ObjectMetadata::default() };
     let mut bytes = bytes;
     store.put(about, &mut bytes).await.map(drop).map_err(failed("storing a picture"))
 }

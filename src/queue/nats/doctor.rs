@@ -103,7 +103,9 @@ fn sync(varz: Option<&Value>) -> Finding {
         "sync_interval: always".to_owned()
     } else {
         let seconds = Duration::from_nanos(interval).as_secs();
-        format!("sync_interval is {seconds} s: only `always` keeps every accepted job through a loss of power")
+        format!(
+            "sync_interval is {seconds} s: only `always` keeps every accepted job through a loss of power"
+        )
     };
     finding(always, text)
 }
@@ -124,8 +126,15 @@ fn stream_is(info: &Info, settings: &Settings) -> Finding {
         want(config.max_messages > 0, "it must be bounded");
     }
     let of = if config.max_messages > 0 { format!(" of {}", config.max_messages) } else { String::new() };
-    let what = format!("{}: {}{of} messages, {} bytes, {} replicas", config.name, state.messages, state.bytes, config.num_replicas);
-    if wrong.is_empty() { finding(true, what) } else { finding(false, format!("{what}; {}", wrong.join("; "))) }
+    let what = format!(
+        "{}: {}{of} messages, {} bytes, {} replicas",
+        config.name, state.messages, state.bytes, config.num_replicas
+    );
+    if wrong.is_empty() {
+        finding(true, what)
+    } else {
+        finding(false, format!("{what}; {}", wrong.join("; ")))
+    }
 }
 
 #[cfg(test)]
@@ -137,7 +146,10 @@ mod tests {
         let varz = |config: Value| serde_json::json!({"jetstream": {"config": config}});
         let verdict = |varz: Option<Value>| sync(varz.as_ref()).verdict;
         assert_eq!(verdict(Some(varz(serde_json::json!({"sync_always": true})))), Verdict::Good);
-        assert_eq!(verdict(Some(varz(serde_json::json!({"sync_interval": 120_000_000_000_u64})))), Verdict::Bad);
+        assert_eq!(
+            verdict(Some(varz(serde_json::json!({"sync_interval": 120_000_000_000_u64})))),
+            Verdict::Bad
+        );
         assert_eq!(verdict(Some(serde_json::json!({}))), Verdict::Bad);
         assert_eq!(verdict(None), Verdict::Note);
     }

@@ -87,11 +87,8 @@ struct Advisory {
 
 /// Each such word is in a stream of its own, so that it is heard even if nobody listened when it was said.
 async fn end_failures(broker: &Broker) -> Result<(), EngineError> {
-    let config = pull::Config {
-        durable_name: Some("janitor".into()),
-        ack_wait: LEASE,
-        ..pull::Config::default()
-    };
+    let config =
+        pull::Config { durable_name: Some("janitor".into()), ack_wait: LEASE, ..pull::Config::default() };
     let consumer = broker.context.create_consumer_on_stream(config, FAILURES).await;
     let consumer: PullConsumer = consumer.map_err(failed("reading failures"))?;
     let batch = consumer.fetch().max_messages(AT_ONCE).messages().await;

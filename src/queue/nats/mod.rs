@@ -114,7 +114,8 @@ impl NatsQueue {
             return Err(unreachable("the server is shutting down"));
         }
         let default = catalog.borrow().default_model().map(str::to_owned);
-        let model = work.model.clone().or(default).ok_or_else(|| unreachable("no worker has been seen yet"))?;
+        let model =
+            work.model.clone().or(default).ok_or_else(|| unreachable("no worker has been seen yet"))?;
         let (pictures, depth) = (work.requests.len(), self.depth());
         let payload = message::pack(broker, id, &model, work).await.map_err(unreachable)?;
         match broker.publish_job(&model, id, payload).await.map_err(unreachable)? {

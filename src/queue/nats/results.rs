@@ -60,7 +60,8 @@ pub(super) async fn encode(pictures: Vec<Picture>) -> Result<Vec<u8>, EngineErro
 
 fn write(pictures: &[Picture]) -> Result<Vec<u8>, EngineError> {
     let encode = |picture| picture::encode(picture, Format::Png);
-    let files: Vec<_> = pictures.iter().map(encode).collect::<Result<_, _>>().map_err(failed("a PNG file"))?;
+    let files: Vec<_> =
+        pictures.iter().map(encode).collect::<Result<_, _>>().map_err(failed("a PNG file"))?;
     let about = pictures.iter().zip(&files).map(|(picture, file)| About {
         recipe: picture.recipe.clone(),
         elapsed_ms: picture.elapsed_ms,

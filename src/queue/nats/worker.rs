@@ -141,8 +141,13 @@ async fn next_job(consumers: &[PullConsumer]) -> Result<Option<Message>, EngineE
     let open = if consumers.len() == 1 { FETCH } else { FETCH_OF_MANY };
     for consumer in consumers {
         let asked = async {
-            let batch = consumer.fetch().max_messages(1).expires(open).messages().await;
-            batch.map_err(failed("asking for a job"))?.next().await.transpose().map_err(failed("asking for a job"))
+            let batch = consumer.batch().max_messages(1).expires(open).messages().await;
+            batch
+                .map_err(failed("asking for a job"))?
+                .next()
+                .await
+                .transpose()
+                .map_err(failed("asking for a job"))
         };
         let answer = tokio::time::timeout(open * 2 + PAUSE, asked).await;
         if let Some(message) = answer.map_err(failed("asking for a job"))?? {
@@ -385,5 +390,33 @@ impl Told {
             }
         }
         news
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_is_renewed_only_while_steps_are_taken() {
+        let at = |phase, step| Progress { phase, step, ..Progress::waiting(1, 0) };
+        let mut lease = Lease::new();
+        assert!(lease.is_earned() && lease.is_earned(), "the model is being loaded");
+        lease.saw(&at(JobPhase::Running, 0));
+        assert!(lease.is_earned() && lease.is_earned(), "the prompt is being encoded");
+        lease.saw(&at(JobPhase::Running, 1));
+        assert!(lease.is_earned());
+        assert!(!lease.is_earned(), "no step since");
+        // A preview is no step.
+        lease.saw(&at(JobPhase::Running, 1));
+        assert!(!lease.is_earned());
+        lease.saw(&at(JobPhase::Running, 2));
+        assert!(lease.is_earned());
+        lease.saw(&at(JobPhase::Decoding, 2));
+        assert!(lease.is_earned() && !lease.is_earned());
+        let mut hangs_at_once = Lease::new();
+        hangs_at_once.moved = false;
+        hangs_at_once.begun = Instant::now().checked_sub(START_GRACE * 2).unwrap();
+        assert!(!hangs_at_once.is_earned());
     }
 }
