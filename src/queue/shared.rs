@@ -62,14 +62,25 @@ pub struct PictureFile {
     pub elapsed_ms: f64,
 }
 
+/// A job that was accepted, and its first event.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Submitted {
+    /// The job's id.
+    pub id: String,
+    /// The event's number.
+    pub number: u64,
+    /// The event.
+    pub event: JobEvent,
+}
+
 /// The jobs of a shared queue.
 pub trait SharedJobs: Send + Sync {
-    /// Puts work into the queue for whoever comes with its id, which is what this gives. Once it has, the job ends only
-    /// by being done, by failing or by [`cancel`](Self::cancel), whatever becomes of this process.
-    fn submit(&self, place: Place, work: Work) -> Pending<'_, Result<String, Refusal>>;
+    /// Puts work into the queue for whoever comes with its id. Once this has answered, the job ends only by being done, by
+    /// failing or by [`cancel`](Self::cancel), whatever becomes of this process.
+    fn submit(&self, place: Place, work: Work) -> Pending<'_, Result<Submitted, Refusal>>;
 
-    /// The events of a job, oldest first; an unknown one has none.
-    fn events(&self, id: &str) -> Box<dyn JobEvents>;
+    /// The events of a job after the one of a number, oldest first; an unknown job has none.
+    fn events(&self, id: &str, after: u64) -> Box<dyn JobEvents>;
 
     /// The pictures of a job that is done.
     fn pictures<'a>(&'a self, id: &'a str) -> Pending<'a, Result<Vec<PictureFile>, EngineError>>;

@@ -19,8 +19,8 @@ use crate::api::fault::Fault;
 use crate::api::pictures;
 use crate::engine::{EngineError, JobPhase, Progress, Reply, Work};
 use crate::picture::{Format, encode_plain};
-use crate::queue::shared::{End, JobEvent, JobEvents, PictureFile, SharedJobs};
-use crate::queue::{JobQueue, Place, Ticket};
+use crate::queue::shared::{End, JobEvent, JobEvents, PictureFile, SharedJobs, Submitted};
+use crate::queue::{JobQueue, Place, Refusal, Ticket};
 
 /// How long a job is kept after its end.
 const KEPT: Duration = Duration::from_secs(15 * 60);
@@ -92,8 +92,11 @@ impl Jobs {
             let job = Arc::new(Job::new(Log::new(id.clone(), pictures, created), id, false));
             return Ok(self.add(job.clone(), follow(job, ticket)));
         };
-        let id = shared.submit(place, work).await?;
-        Ok(self.find(shared, &id).await?.ok_or(EngineError::Failed("the new job is not there".into()))?)
+        let Submitted { id, number, event } = shared.submit(place, work).await?;
+        let events = shared.events(&id, number);
+        let job = Arc::new(Job::new(Log::unknown(id.clone()), id, true));
+        job.log.send_modify(|log| log.note(number, event));
+        Ok(self.add(job.clone(), follow_shared(job, shared.clone(), events)))
     }
 
     /// A job by its id.
@@ -112,9 +115,9 @@ impl Jobs {
 
     /// A job of the shared queue, once all that has happened to it so far is in its log.
     async fn find(&self, shared: &Arc<dyn SharedJobs>, id: &str) -> Result<Option<Arc<Job>>, Fault> {
-        let mut events = shared.events(id);
+        let mut events = shared.events(id, 0);
         let job = Arc::new(Job::new(Log::unknown(id.to_owned()), id.to_owned(), true));
-        while let Some((number, event)) = events.next_now().await? {
+        while let Some((number, event)) = events.next_now().await.map_err(unreachable)? {
             if note_shared(&job, &**shared, number, event).await {
                 break;
             }
@@ -142,7 +145,7 @@ impl Jobs {
     pub(super) async fn forget(&self, id: &str) -> Result<(), Fault> {
         self.table().jobs.retain(|job| job.id != id);
         match &self.shared {
-            Some(shared) => Ok(shared.forget(id).await?),
+            Some(shared) => shared.forget(id).await.map_err(unreachable),
             None => Ok(()),
         }
     }
@@ -281,6 +284,11 @@ async fn follow(job: Arc<Job>, mut ticket: Ticket) {
             }
         }
     }
+}
+
+/// What a shared queue that does not answer comes to: try again.
+fn unreachable(error: EngineError) -> Fault {
+    Refusal::Unreachable { reason: error.to_string() }.into()
 }
 
 /// The same for a job of a shared queue. Only its caller ends the job; a server that stops leaves it to the others.

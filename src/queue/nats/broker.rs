@@ -220,11 +220,13 @@ impl Broker {
         sent.map(drop).map_err(failed("telling of a job"))
     }
 
-    /// Tells of a job, and waits until the server has it.
-    pub(super) async fn record_event(&self, id: &str, event: &JobEvent) -> Result<(), EngineError> {
+    /// Tells of a job, waits until the server has it, and gives its number.
+    pub(super) async fn record_event(&self, id: &str, event: &JobEvent) -> Result<u64, EngineError> {
         let payload = serde_json::to_vec(event).map_err(failed("an event"))?;
         let sent = self.context.publish(subject::event(id, event), payload.into()).await;
-        sent.map_err(failed("telling of a job"))?.await.map(drop).map_err(failed("telling of a job"))
+        let acknowledged =
+            sent.map_err(failed("telling of a job"))?.await.map_err(failed("telling of a job"))?;
+        Ok(acknowledged.sequence)
     }
 
     /// Ends a job, unless it has ended: of all who try, the server lets one. That one's word is what everybody sees.

@@ -27,7 +27,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// After a question that got no answer.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Reads one job's events from the first on.
+/// Reads one job's events.
 pub(super) struct Reader {
     broker: Broker,
     id: String,
@@ -36,8 +36,8 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    pub(super) fn new(broker: Broker, id: &str) -> Self {
-        Self { broker, id: id.to_owned(), seen: 0, wake: None }
+    pub(super) fn new(broker: Broker, id: &str, seen: u64) -> Self {
+        Self { broker, id: id.to_owned(), seen, wake: None }
     }
 
     async fn read(&mut self) -> Result<Option<(u64, JobEvent)>, EngineError> {
@@ -127,7 +127,7 @@ pub(super) struct Follower {
 impl Follower {
     /// Until the job has ended, or nobody waits for it.
     pub(super) async fn run(mut self) {
-        let mut events = Reader::new(self.broker.clone(), &self.id);
+        let mut events = Reader::new(self.broker.clone(), &self.id, 0);
         let end = loop {
             let event = tokio::select! {
                 (_, event) = events.next() => event,

@@ -19,7 +19,7 @@ use tokio::sync::{oneshot, watch};
 use self::broker::{Broker, Handed};
 use self::follow::{Awaited, Counted, Follower, Reader};
 use super::local::LocalQueue;
-use super::shared::{End, JobEvent, JobEvents, PictureFile, SharedJobs};
+use super::shared::{End, JobEvent, JobEvents, PictureFile, SharedJobs, Submitted};
 use super::ticket::Deadlines;
 use super::{Caller, Cost, Depth, JobQueue, Pending, Place, Refusal, Ticket};
 use crate::engine::{EngineError, Observer, Progress, Work};
@@ -108,7 +108,7 @@ impl NatsQueue {
     ///
     /// # Errors
     /// When the queue is full or does not answer.
-    pub async fn submit_as(&self, id: &str, work: Work) -> Result<(), Refusal> {
+    pub async fn submit_as(&self, id: &str, work: Work) -> Result<Submitted, Refusal> {
         let Shared { broker, catalog, closed, .. } = &*self.shared;
         if closed.load(Ordering::Relaxed) {
             return Err(unreachable("the server is shutting down"));
@@ -118,12 +118,19 @@ impl NatsQueue {
             work.model.clone().or(default).ok_or_else(|| unreachable("no worker has been seen yet"))?;
         let (pictures, depth) = (work.requests.len(), self.depth());
         let payload = message::pack(broker, id, &model, work).await.map_err(unreachable)?;
-        match broker.publish_job(&model, id, payload).await.map_err(unreachable)? {
-            Handed::Stored => {}
-            Handed::Full => return Err(Refusal::Full { capacity: depth.capacity, retry_after_s: RETRY_S }),
+        let event = JobEvent::Queued { pictures, ahead: depth.waiting, created: message::now_s() };
+        // Both at once: each takes the server a write to its disk.
+        let (handed, number) =
+            tokio::join!(broker.publish_job(&model, id, payload), broker.record_event(id, &event));
+        match handed.map_err(unreachable)? {
+            Handed::Stored => {
+                Ok(Submitted { id: id.to_owned(), number: number.map_err(unreachable)?, event })
+            }
+            Handed::Full => {
+                let _or_it_is_left_to_its_age = broker.events.purge().filter(subject::events(id)).await;
+                Err(Refusal::Full { capacity: depth.capacity, retry_after_s: RETRY_S })
+            }
         }
-        let queued = JobEvent::Queued { pictures, ahead: depth.waiting, created: message::now_s() };
-        broker.record_event(id, &queued).await.map_err(unreachable)
     }
 
     async fn take(&self, place: Place, work: Work) -> Result<Ticket, Refusal> {
@@ -193,17 +200,16 @@ impl JobQueue for NatsQueue {
 }
 
 impl SharedJobs for NatsQueue {
-    fn submit(&self, place: Place, work: Work) -> Pending<'_, Result<String, Refusal>> {
+    fn submit(&self, place: Place, work: Work) -> Pending<'_, Result<Submitted, Refusal>> {
         Box::pin(async move {
-            let id = new_id();
-            self.submit_as(&id, work).await?;
+            let submitted = self.submit_as(&new_id(), work).await;
             drop(place);
-            Ok(id)
+            submitted
         })
     }
 
-    fn events(&self, id: &str) -> Box<dyn JobEvents> {
-        Box::new(Reader::new(self.shared.broker.clone(), id))
+    fn events(&self, id: &str, after: u64) -> Box<dyn JobEvents> {
+        Box::new(Reader::new(self.shared.broker.clone(), id, after))
     }
 
     fn pictures<'a>(&'a self, id: &'a str) -> Pending<'a, Result<Vec<PictureFile>, EngineError>> {

