@@ -27,6 +27,8 @@ echo '== scheduling'
 cargo bench --quiet --bench scheduling
 echo '== scoreboard: connections, ends, bad input, names, CORS, logs'
 scripts/scoreboard-operations.sh
+echo '== the shared queue, every failure five times'
+scripts/nats-failures.sh
 echo '== fuzz targets'
 scripts/fuzz.sh | python3 scripts/scoreboard.py 13
 echo '== side by side with PyTorch'

@@ -42,6 +42,9 @@ pub enum Command {
     Health(HealthArgs),
     /// List the models that can be used.
     Models(ModelsArgs),
+    /// Check a queue that several machines share, and the server that holds it.
+    #[cfg(feature = "nats")]
+    Doctor(DoctorArgs),
 }
 
 /// The model and where it runs.
@@ -259,6 +262,20 @@ pub struct ModelsArgs {
     pub json: bool,
 }
 
+/// `aquatint doctor`
+#[derive(Args, Clone, Debug)]
+pub struct DoctorArgs {
+    #[command(flatten)]
+    /// The queue.
+    pub queue: QueueArgs,
+    /// The server's monitoring port, which says whether it writes at once: http://host:8222
+    #[arg(long, value_name = "URL", env = "AQUATINT_NATS_MONITOR", value_parser = web_address)]
+    pub nats_monitor: Option<String>,
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `aquatint serve`
 #[derive(Args, Clone, Debug)]
 pub struct ServeArgs {
@@ -268,7 +285,7 @@ pub struct ServeArgs {
     /// Port to listen on; 0 takes a free one
     #[arg(long, value_name = "PORT", env = "PORT", default_value = "7860")]
     pub port: u16,
-    /// Jobs that may wait while one runs
+    /// Jobs that may wait while one runs; of a shared queue, jobs that may wait or be at work on all machines
     #[arg(long, value_name = "N", env = "AQUATINT_QUEUE_SIZE", default_value = "32", value_parser = number(0..=100_000))]
     pub queue_size: usize,
     /// Seconds that running jobs get when the server is told to stop
@@ -292,6 +309,9 @@ pub struct ServeArgs {
     /// Log the end of each stage of a job (start, step, decode) with the time it took
     #[arg(long, env = "AQUATINT_LOG_STAGES", value_parser = FalseyValueParser::new())]
     pub log_stages: bool,
+    #[command(flatten)]
+    /// The queue.
+    pub queue: QueueArgs,
     #[command(flatten)]
     /// What RunPod tells its containers.
     pub runpod: RunPod,
@@ -344,6 +364,51 @@ pub struct EdgeArgs {
     /// Connections that may be open at a time; more wait
     #[arg(long, value_name = "N", env = "AQUATINT_MAX_CONNECTIONS", default_value = "900", value_parser = number(1..=1_000_000))]
     pub max_connections: usize,
+}
+
+/// The queue between those who take requests and those who make pictures.
+#[derive(Args, Clone, Debug)]
+pub struct QueueArgs {
+    /// `local` is a queue in this process. nats://host:4222 (several with commas between them) is one that several
+    /// processes share: those that take requests, and those that make pictures
+    #[arg(long = "queue", value_name = "QUEUE", env = "AQUATINT_QUEUE", hide_env_values = true, default_value = "local", value_parser = queue)]
+    pub queue: QueueChoice,
+    /// What this process does for a shared queue
+    #[arg(long, value_name = "ROLE", env = "AQUATINT_ROLE", default_value = "all")]
+    pub role: Role,
+    /// Seconds for which a job of a shared queue may stand still before another worker gets it: several times the
+    /// longest step
+    #[arg(long, value_name = "S", env = "AQUATINT_LEASE_SECONDS", default_value = "30", value_parser = lease)]
+    pub lease_seconds: Duration,
+    /// Workers of a shared queue that may begin a job before it counts as failed
+    #[arg(long, value_name = "N", env = "AQUATINT_MAX_DELIVERIES", default_value = "3", value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub max_deliveries: u32,
+    /// Seconds for which a shared queue keeps finished pictures, and what happened to jobs
+    #[arg(long, value_name = "S", env = "AQUATINT_KEEP_SECONDS", default_value = "3600", value_parser = clap::value_parser!(u32).range(1..=604_800))]
+    pub keep_seconds: u32,
+    /// Servers of a NATS cluster that hold a copy of everything: 3 survive the loss of one
+    #[arg(long, value_name = "N", env = "AQUATINT_QUEUE_REPLICAS", default_value = "1", value_parser = number(1..=5))]
+    pub queue_replicas: usize,
+}
+
+/// Where the queue is.
+#[derive(Clone, Debug)]
+pub enum QueueChoice {
+    /// In this process.
+    Local,
+    /// On NATS, at this address, which may hold a password.
+    Nats(Secret),
+}
+
+/// What a process does for a shared queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Role {
+    /// Takes requests and makes pictures.
+    All,
+    /// Takes requests; needs no model and no GPU.
+    Api,
+    /// Makes pictures; answers health checks and metrics alone.
+    Worker,
 }
 
 /// What RunPod tells its containers.
@@ -554,6 +619,27 @@ fn number(range: std::ops::RangeInclusive<u64>) -> impl clap::builder::TypedValu
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds = text.parse().ok().and_then(|s: f64| Duration::try_from_secs_f64(s).ok());
     seconds.ok_or_else(|| "a number of seconds, 0 or more, is needed".into())
+}
+
+fn lease(text: &str) -> Result<Duration, String> {
+    let lease = seconds(text).ok().filter(|lease| *lease >= Duration::from_millis(300));
+    lease.ok_or_else(|| "a number of seconds, 0.3 or more, is needed".into())
+}
+
+/// `local`, or addresses of NATS servers. What is wrong is told without them: they may hold a password.
+fn queue(text: &str) -> Result<QueueChoice, String> {
+    let is_address = |text: &str| {
+        let rest = text.strip_prefix("nats://").or_else(|| text.strip_prefix("tls://"));
+        rest.is_some_and(|rest| !rest.is_empty())
+    };
+    match text {
+        "local" => Ok(QueueChoice::Local),
+        text if cfg!(feature = "nats") && text.split(',').all(is_address) => {
+            Ok(QueueChoice::Nats(text.to_owned().into()))
+        }
+        _ if cfg!(feature = "nats") => Err("`local`, nats://host:port or tls://host:port is needed".into()),
+        _ => Err("this program was built without the feature `nats`: `local` alone is possible".into()),
+    }
 }
 
 fn positive(text: &str) -> Result<f64, String> {

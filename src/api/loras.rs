@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use aquatint_models::checkpoint::builtin;
 
-/// LoRA files by name.
+/// LoRA files by name. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct LoraRegistry {
-    files: BTreeMap<String, PathBuf>,
+    files: Arc<RwLock<BTreeMap<String, PathBuf>>>,
 }
 
 impl LoraRegistry {
@@ -30,25 +31,33 @@ impl LoraRegistry {
                 tracing::warn!("--lora-dir: {} leads out of the folder and is left out", path.display());
             }
         }
-        Ok(Self { files })
+        Ok(Self { files: Arc::new(RwLock::new(files)) })
     }
 
     /// Adds the built-in model's style LoRA; a file of the same name in the folder goes first.
-    pub fn with_builtin(mut self) -> Self {
+    #[must_use]
+    pub fn with_builtin(self) -> Self {
         let path = Path::new(builtin::STYLE_LORA);
         if let (true, Some(name)) = (builtin::TRAINED, path.file_stem().and_then(|n| n.to_str())) {
-            self.files.entry(name.to_owned()).or_insert_with(|| path.to_owned());
+            let mut files = self.files.write().unwrap_or_else(PoisonError::into_inner);
+            files.entry(name.to_owned()).or_insert_with(|| path.to_owned());
         }
         self
     }
 
+    /// These and no others: LoRAs of other processes, of which no more than the name is known.
+    pub fn know(&self, names: impl Iterator<Item = String>) {
+        let files = names.map(|name| (name.clone(), PathBuf::from(format!("{name}.safetensors"))));
+        *self.files.write().unwrap_or_else(PoisonError::into_inner) = files.collect();
+    }
+
     /// The file of a name.
-    pub fn get(&self, name: &str) -> Option<&Path> {
-        self.files.get(name).map(PathBuf::as_path)
+    pub fn get(&self, name: &str) -> Option<PathBuf> {
+        self.files.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
     /// All names, sorted.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.files.keys().map(String::as_str)
+    pub fn names(&self) -> Vec<String> {
+        self.files.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
     }
 }

@@ -9,6 +9,8 @@ use crate::engine::EngineError;
 use crate::settings::{Cli, Command, LogFormat};
 
 mod convert;
+#[cfg(feature = "nats")]
+mod doctor;
 mod generate;
 mod health;
 mod inspect;
@@ -16,6 +18,11 @@ mod model;
 mod models;
 mod runpod;
 mod serve;
+#[cfg(feature = "nats")]
+mod shared_queue;
+#[cfg(not(feature = "nats"))]
+#[path = "no_shared_queue.rs"]
+mod shared_queue;
 
 /// Why a command did not do its work, in one line.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -110,6 +117,8 @@ pub fn run(command: Command) -> Result<(), Failure> {
             serve::run(*args)
         }
         Command::Models(args) => models::run(&args),
+        #[cfg(feature = "nats")]
+        Command::Doctor(args) => doctor::run(&args),
     }
 }
 

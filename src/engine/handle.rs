@@ -200,6 +200,13 @@ impl Engine {
         Ok((engine, thread))
     }
 
+    /// An engine in other processes: what it has is known from hearsay alone.
+    pub fn elsewhere() -> (Self, Hearsay) {
+        let status = watch::Sender::new(Status { phase: Phase::Loading, running: None, models: Vec::new() });
+        let shared = Arc::new(Shared { status, meter: Meter::default(), busy_since: Mutex::new(None) });
+        (Self { shared: shared.clone() }, Hearsay(shared))
+    }
+
     /// What it is doing now.
     pub fn status(&self) -> Status {
         self.shared.status.borrow().clone()
@@ -265,6 +272,23 @@ impl Engine {
         self.shared.status.send_modify(|s| {
             if matches!(s.phase, Phase::Loading) {
                 s.phase = Phase::Failed(EngineError::Stopping);
+            }
+        });
+    }
+}
+
+/// What is known of engines in other processes.
+#[derive(Debug)]
+pub struct Hearsay(Arc<Shared>);
+
+impl Hearsay {
+    /// These are their models, the default one first. From the first on, jobs are taken.
+    pub fn models(&self, models: Vec<ModelStatus>) {
+        let default = models.first().and_then(|model| model.info.clone());
+        self.0.status.send_modify(|s| {
+            s.models = models;
+            if let (Some(info), false) = (default, matches!(s.phase, Phase::Failed(_))) {
+                s.phase = Phase::Ready(info);
             }
         });
     }

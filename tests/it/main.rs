@@ -23,6 +23,8 @@ mod health;
 mod huggingface;
 mod jobs;
 mod load;
+#[cfg(feature = "nats")]
+mod nats;
 mod openai;
 mod openapi;
 mod operations;

@@ -53,7 +53,7 @@ fn health_of(app: &App) -> Value {
         "size_table": model.map(size_table),
         "refine_mode": app.defaults.refine_mode,
         "models": app.engine.models().into_iter().map(|m| m.name).collect::<Vec<_>>(),
-        "loras": app.loras.names().collect::<Vec<_>>(),
+        "loras": app.loras.names(),
         "queue": app.queue.depth(),
         "running": running,
         "version": env!("CARGO_PKG_VERSION"),

@@ -1,0 +1,104 @@
+//! What more workers give, and what the shared queue costs.
+
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use super::cluster::{Api, Cluster, STEP, job, until};
+use crate::board::{full, ms, quantile, row};
+
+const STEPS: u64 = 10;
+const WORKERS: usize = 4;
+
+/// Seconds from the first job to the end of the last, of as many for each worker.
+fn seconds(api: &Api, workers: usize, each: usize) -> f64 {
+    let begun = Instant::now();
+    let ids: Vec<_> = (0..workers * each).map(|seed| api.submit(&job(seed as u64, STEPS))).collect();
+    for id in &ids {
+        assert_eq!(api.get(&format!("/jobs/{id}/result?wait=60")).status, 200);
+    }
+    begun.elapsed().as_secs_f64()
+}
+
+#[test]
+fn four_workers_make_almost_four_times_as_much_as_one() {
+    let each = if full() { 60 } else { 10 };
+    let mut cluster = Cluster::start("throughput", 1, 1, &["--queue-size", "1000"]);
+    let alone = seconds(cluster.api0(), 1, each);
+    for _ in 1..WORKERS {
+        cluster.add_worker();
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    let together = seconds(cluster.api0(), WORKERS, each);
+    let gain = WORKERS as f64 * alone / together;
+    let rate = |workers: usize, seconds: f64| (workers * each) as f64 / seconds;
+    let (one, four) = (rate(1, alone), rate(WORKERS, together));
+    let ideal = 1.0 / (STEP * STEPS as u32).as_secs_f64();
+    row(
+        "nats-throughput",
+        &format!("1 API process, {WORKERS} workers of {} ms steps, {STEPS} steps a job", STEP.as_millis()),
+        ">= 3.8 times one worker",
+        format!("{gain:.2} times: {four:.2} jobs/s and {one:.2}; an engine alone makes {ideal:.2}"),
+        // A machine that is busy with other tests has less to give.
+        gain >= if full() { 3.8 } else { 3.0 },
+    );
+}
+
+#[test]
+fn workers_that_come_and_go_under_load_lose_nothing() {
+    let mut cluster = Cluster::start("come-and-go", 1, 1, &["--queue-size", "1000"]);
+    let (jobs, changes) = if full() { (200, 20) } else { (30, 4) };
+    let ids: Vec<_> = (0..jobs).map(|seed| cluster.api0().submit(&job(seed, 4))).collect();
+    for change in 0..changes {
+        cluster.add_worker();
+        cluster.add_worker();
+        until("they work", || {
+            let begun = cluster.journal.begun().0;
+            begun >= (jobs as usize / changes) * change
+        });
+        for mut leaving in cluster.workers.drain(..2) {
+            leaving.signal("TERM");
+            leaving.wait();
+        }
+        if cluster.workers.is_empty() {
+            cluster.add_worker();
+        }
+    }
+    cluster.add_worker();
+    let lost = ids.iter().filter(|id| cluster.api0().ended(id) != "done").count();
+    let (begun, again) = cluster.journal.begun();
+    row(
+        "nats-scaling",
+        &format!("{changes} times two workers come and two go, {jobs} jobs"),
+        "0 lost",
+        format!("{lost} lost; {begun} made, {again} of them begun again"),
+        lost == 0 && again == 0,
+    );
+}
+
+#[test]
+fn a_job_costs_a_few_milliseconds_of_queue() {
+    let jobs = if full() { 200 } else { 40 };
+    let cluster = Cluster::start("overhead", 1, 1, &["--queue-size", "1000"]);
+    let api = cluster.api0();
+    let (accepted, answered) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
+    for seed in 0..jobs {
+        let begun = Instant::now();
+        let id = api.submit(&job(seed, 1));
+        accepted.lock().unwrap().push(begun.elapsed());
+        assert_eq!(api.get(&format!("/jobs/{id}/result?wait=60")).status, 200);
+        answered.lock().unwrap().push(begun.elapsed().saturating_sub(STEP));
+    }
+    let accepted = quantile(&accepted.into_inner().unwrap(), 0.5);
+    let answered = quantile(&answered.into_inner().unwrap(), 0.5);
+    row(
+        "nats-overhead",
+        &format!("{jobs} jobs one after another, {} ms each", STEP.as_millis()),
+        "the API takes <= 5 ms a job",
+        format!(
+            "median {} until a job is accepted; {} beside the engine until its result is there",
+            ms(accepted),
+            ms(answered)
+        ),
+        accepted <= Duration::from_millis(if full() { 5 } else { 25 }),
+    );
+}
