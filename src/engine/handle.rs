@@ -113,6 +113,10 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    fn new(status: watch::Sender<Status>) -> Self {
+        Self { status, meter: Meter::default(), busy_since: Mutex::default(), loading: Mutex::default() }
+    }
+
     /// Runs one call of the model: panics are caught, and its length is watched.
     pub(super) fn call<T>(&self, run: impl FnOnce() -> Result<T, EngineError>) -> Result<T, Fault> {
         self.set_busy(Some(Instant::now()));
@@ -171,12 +175,7 @@ impl Engine {
     ) -> std::io::Result<(Self, JoinHandle<()>)> {
         let models_now = models.iter().map(ModelEntry::status).collect();
         let status = watch::Sender::new(Status { phase: Phase::Loading, running: None, models: models_now });
-        let shared = Arc::new(Shared {
-            status,
-            meter: Meter::default(),
-            busy_since: Mutex::default(),
-            loading: Mutex::default(),
-        });
+        let shared = Arc::new(Shared::new(status));
         let engine = Self { shared: shared.clone() };
         let watchdog =
             settings.call_limit.map(|limit| watchdog::Watchdog::spawn(shared.clone(), limit)).transpose()?;
@@ -203,7 +202,7 @@ impl Engine {
     /// An engine in other processes: what it has is known from hearsay alone.
     pub fn elsewhere() -> (Self, Hearsay) {
         let status = watch::Sender::new(Status { phase: Phase::Loading, running: None, models: Vec::new() });
-        let shared = Arc::new(Shared { status, meter: Meter::default(), busy_since: Mutex::new(None) });
+        let shared = Arc::new(Shared::new(status));
         (Self { shared: shared.clone() }, Hearsay(shared))
     }
 
