@@ -254,6 +254,39 @@ fn a_component_may_be_a_gguf_file() {
 }
 
 #[test]
+fn files_are_told_apart_and_converted() {
+    let folder = Folder::new("inspect");
+    let fixture = |name: &str| format!("{}/models/tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"));
+    let flux = fixture("quantised_flux.gguf");
+    for (file, kind) in [
+        (flux.clone(), "FLUX transformer alone"),
+        (fixture("lora_kohya_sdxl.safetensors"), "LoRA"),
+        (fixture("vae_sd.safetensors"), "not supported"),
+    ] {
+        let output = run(&folder, &[], &["models", "inspect", &file]);
+        assert!(stdout(&output).starts_with(&format!("kind        {kind}")), "{}", stdout(&output));
+    }
+    let convert =
+        |extra: &[&str]| run(&folder, &[], &[&["models", "convert", flux.as_str()], extra].concat());
+    let output = convert(&["f16.safetensors", "--dtype", "fp16"]);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = run(&folder, &[], &["models", "inspect", "f16.safetensors", "--json"]);
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&json["kind"], &json["family"]), (&"transformer".into(), &"flux".into()));
+    assert!(json["types"]["F16"]["tensors"].as_u64() > Some(50), "{json}");
+    assert!(json["usage"].as_str().unwrap().contains("--vae FILE"), "{json}");
+    for (arguments, says) in [
+        (&["f16.safetensors", "--dtype", "fp16"][..], "exists already"),
+        (&["other.safetensors"], "--dtype"),
+        (&["folder", "--quantise", "q4_0"], "--to single"),
+    ] {
+        let line = error_line(&convert(arguments), says);
+        assert!(line.contains(says), "{line}");
+    }
+    assert!(!folder.0.join("other.safetensors").exists() && !folder.0.join("folder").exists());
+}
+
+#[test]
 fn models_are_listed() {
     let folder = Folder::new("models");
     folder.write("m/b/model_index.json", br#"{"_class_name": "StableDiffusionXLPipeline"}"#);

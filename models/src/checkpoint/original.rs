@@ -5,6 +5,7 @@
 //! way, ComfyUI's all-in-one files of FLUX in another. A file of one component has names without such a beginning.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::file::CheckpointFile;
 use super::ldm_unet::LdmUnet;
@@ -238,7 +239,8 @@ impl Views {
     ///
     /// # Errors
     /// A name that stands in two files or is made of two tensors; a fused tensor whose rows cannot be divided.
-    pub fn of_component(component: Component, files: Vec<CheckpointFile>) -> Result<Self> {
+    pub fn of_component(component: Component, files: Vec<impl Into<Arc<CheckpointFile>>>) -> Result<Self> {
+        let files: Vec<Arc<CheckpointFile>> = files.into_iter().map(Into::into).collect();
         let names = files.iter().flat_map(|file| file.entries().keys().map(String::as_str));
         let original = Original::of(names);
         let component = match original.sections.as_slice() {

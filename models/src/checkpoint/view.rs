@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::{DType, Device};
 
@@ -81,7 +82,7 @@ struct View {
 /// All tensors of a component's files.
 #[derive(Debug)]
 pub struct Views {
-    files: Vec<CheckpointFile>,
+    files: Vec<Arc<CheckpointFile>>,
     views: BTreeMap<String, View>,
 }
 
@@ -90,14 +91,14 @@ impl Views {
     ///
     /// # Errors
     /// A name that stands in two files.
-    pub fn as_stored(files: Vec<CheckpointFile>) -> Result<Self> {
+    pub fn as_stored(files: Vec<impl Into<Arc<CheckpointFile>>>) -> Result<Self> {
         Self::renamed(files, |name, _| Ok(vec![Piece::whole(name)]))
     }
 
     /// Opens the files of a component, of any kind, and sees their tensors under the names of diffusers or
     /// transformers, as [`Views::of_component`] does; under their own where `component` is no folder of a pipeline.
     pub fn open(component: &str, paths: &[impl AsRef<Path>]) -> Result<Self> {
-        let files = paths.iter().map(CheckpointFile::open).collect::<Result<_>>()?;
+        let files = paths.iter().map(CheckpointFile::open).collect::<Result<Vec<_>>>()?;
         match Component::of_folder(component) {
             Some(component) => Self::of_component(component, files),
             None => Self::as_stored(files),
@@ -107,9 +108,10 @@ impl Views {
     /// Tensors under the names that `pieces` gives for a stored name. Its second argument tells the shape of any
     /// stored tensor; its error is a reason. Tensors that hold scales of others get no names.
     pub fn renamed(
-        files: Vec<CheckpointFile>,
+        files: Vec<impl Into<Arc<CheckpointFile>>>,
         pieces: impl Fn(&str, &dyn Fn(&str) -> Option<Vec<usize>>) -> std::result::Result<Vec<Piece>, String>,
     ) -> Result<Self> {
+        let files: Vec<Arc<CheckpointFile>> = files.into_iter().map(Into::into).collect();
         let shape_of = |name: &str| files.iter().find_map(|f| Some(f.entries().get(name)?.shape.clone()));
         let mut views = BTreeMap::new();
         for (i, file) in files.iter().enumerate() {
@@ -152,6 +154,11 @@ impl Views {
         self.views.keys()
     }
 
+    /// Whether there is any tensor whose name begins so.
+    pub fn any_below(&self, prefix: &str) -> bool {
+        self.views.range(prefix.to_owned()..).next().is_some_and(|(name, _)| name.starts_with(prefix))
+    }
+
     /// The shape of a tensor; `None` where there is none of this name.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.views.get(name).map(|view| &view.shape[..])
@@ -180,13 +187,13 @@ impl Views {
 
     /// The first file's path.
     pub fn path(&self) -> Option<&Path> {
-        self.files.first().map(CheckpointFile::path)
+        self.files.first().map(|file| file.path())
     }
 
     /// The path of the file that a tensor lies in; empty where there is none of this name.
     pub fn path_of(&self, name: &str) -> &Path {
         let file = self.views.get(name).and_then(|view| self.files.get(view.file));
-        file.map_or(Path::new(""), CheckpointFile::path)
+        file.map_or(Path::new(""), |file| file.path())
     }
 
     /// Reads a tensor as it is stored.

@@ -104,7 +104,7 @@ impl Weights {
         dtype: Option<DType>,
         device: &Device,
     ) -> Result<Self> {
-        let files = files.into_iter().map(CheckpointFile::Safetensors).collect();
+        let files: Vec<_> = files.into_iter().map(CheckpointFile::Safetensors).collect();
         Ok(Self::new(name, Source::Files(Views::as_stored(files)?), dtype, device))
     }
 

@@ -94,7 +94,7 @@ impl Shapes<'_> {
     }
 
     fn has(&self, prefix: &str) -> bool {
-        self.0.names().any(|name| name.starts_with(prefix))
+        self.0.any_below(prefix)
     }
 
     /// How many there are of `prefix.0.`, `prefix.1.`, ..

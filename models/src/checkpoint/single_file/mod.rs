@@ -35,6 +35,7 @@ pub struct SingleFile(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     path: PathBuf,
+    file: Arc<CheckpointFile>,
     like: &'static Published,
     prediction: &'static str,
     /// Bytes of each component's tensors.
@@ -50,11 +51,11 @@ impl SingleFile {
     /// A malformed file, or one without a denoiser of a known family.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let file = CheckpointFile::open(path)?;
+        let file = Arc::new(CheckpointFile::open(path)?);
         let original = Original::of(file.entries().keys().map(String::as_str));
         let mut parts = Parts::new();
         for component in original.components() {
-            parts.insert(component, Views::of_component(component, vec![CheckpointFile::open(path)?])?);
+            parts.insert(component, Views::of_component(component, vec![file.clone()])?);
         }
         let bad = |reason: String| Error::file(path, reason);
         let like = family::like(&file, &parts).map_err(bad)?;
@@ -65,9 +66,10 @@ impl SingleFile {
                 serde_json::from_str(text).map_err(|e| bad(format!("its header's {CONFIGS}: {e}")))?;
             configs.extend(own);
         }
-        let configs = configs.into_iter().map(|(file, config)| (file, config.to_string().into_bytes()));
+        let configs = configs.into_iter().map(|(name, config)| (name, config.to_string().into_bytes()));
         Ok(Self(Arc::new(Inner {
             path: path.to_owned(),
+            file,
             like,
             prediction: prediction.kind,
             bytes: parts.iter().map(|(component, views)| (*component, views.bytes())).collect(),
@@ -112,7 +114,7 @@ impl SingleFile {
     pub(super) fn views(&self, component: &str) -> Result<Views> {
         let held = Component::of_folder(component).filter(|c| self.0.bytes.contains_key(c));
         match held {
-            Some(component) => Views::of_component(component, vec![CheckpointFile::open(&self.0.path)?]),
+            Some(component) => Views::of_component(component, vec![self.0.file.clone()]),
             None => Err(Error::file(&self.0.path, self.lacks(component))),
         }
     }
