@@ -32,6 +32,7 @@ pub(super) struct Nats {
     pub(super) port: u16,
     pub(super) monitor: u16,
     child: Child,
+    _store: Folder,
 }
 
 impl Nats {
@@ -40,16 +41,26 @@ impl Nats {
         Self::with_sync(name, "always")
     }
 
+    /// The same with its files in memory, to tell what the disk costs from what everything else does.
+    pub(super) fn in_memory(name: &str) -> Self {
+        let store = format!("/dev/shm/aquatint-{name}-{}", std::process::id());
+        Self::with_store(name, "always", Folder(store.into()))
+    }
+
     pub(super) fn with_sync(name: &str, sync: &str) -> Self {
+        Self::with_store(name, sync, Folder::new(&format!("nats-store-{name}")))
+    }
+
+    fn with_store(name: &str, sync: &str, store: Folder) -> Self {
         let folder = Folder::new(&format!("nats-server-{name}"));
         let (port, monitor) = (free_port(), free_port());
-        let store = folder.0.join("store");
         let config = format!(
-            "listen: 127.0.0.1:{port}\nhttp: 127.0.0.1:{monitor}\njetstream {{ store_dir: {store:?}, sync_interval: {sync} }}\n"
+            "listen: 127.0.0.1:{port}\nhttp: 127.0.0.1:{monitor}\njetstream {{ store_dir: {:?}, sync_interval: {sync} }}\n",
+            store.0
         );
         folder.write("nats.conf", config.as_bytes());
         let child = spawn(&folder);
-        let nats = Self { folder, port, monitor, child };
+        let nats = Self { folder, port, monitor, child, _store: store };
         nats.wait();
         nats
     }
