@@ -28,7 +28,7 @@ SECONDS = {
     "FLUX.1 schnell, 4 steps": ((4.7, 12.1), (4.3, 5.5), (0.39, 0.47)),
     "FLUX.1 dev, 28 steps": ((34, 86), (31, 39), (2.77, 3.34)),
 }
-# Dollars an hour: T4 small and A10G small of Hugging Face Spaces as listed in 2026; the H200's is an assumption.
+# Dollars an hour: T4 small and A10G small of Hugging Face Spaces by its documentation; the H200's is an assumption.
 DOLLARS = {"T4": 0.40, "A10G": 1.00, "H200": 4.00}
 BUSY = 0.7
 

@@ -12,6 +12,8 @@ AQUATINT_SCOREBOARD=1 PHASES=coverage,fuzzing EXAMPLES=20 scripts/clients.sh | p
 echo '== the page in a browser'
 cargo build --release --quiet
 scripts/page-check.mjs
+echo '== what the image is built from'
+scripts/check-deploy.sh --build
 scripts/reference-env.sh
 echo '== fixtures, recorded again'
 export HF_HUB_OFFLINE=1

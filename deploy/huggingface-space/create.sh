@@ -54,8 +54,9 @@ if [ -n "$image" ]; then
     printf 'FROM %s\n' "$image" >"$staged/Dockerfile"
 else
     # The Space builds what this checkout has committed, for its own GPU.
-    git -C "$root" archive HEAD Cargo.toml Cargo.lock src kernels models benches deploy/entrypoint.sh .dockerignore |
-        tar -x -C "$staged"
+    mapfile -t sources < <(awk '$1 == "COPY" && !/--from=/ { for (i = 2; i < NF; i++) if ($i !~ /^--/) print $i }' \
+        "$root/Dockerfile.cuda")
+    git -C "$root" archive HEAD .dockerignore "${sources[@]}" | tar -x -C "$staged"
     rm -rf "$staged/models/tests" "$staged/models/demo/training"
     sed "s/^ARG CAPS=.*/ARG CAPS=$caps/; s/^ARG FEATURES=.*/ARG FEATURES=$features/" "$root/Dockerfile.cuda" \
         >"$staged/Dockerfile"

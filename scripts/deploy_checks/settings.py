@@ -23,8 +23,10 @@ COMMAND = re.compile(r"\baquatint ((?:serve|generate|models|health|doctor|bench)
 
 
 def reference():
-    """The variables, and the flags by command."""
+    """The variables, and the flags by command. Those of the introduction's table have no flag."""
     variables, flags, command = set(), {}, None
+    introduction = read("docs/configuration.md").split("\n## `")[0]
+    variables.update(re.findall(r"`((?:HF|HUGGING\w*)_\w+)`", introduction))
     for line in read("docs/configuration.md").splitlines():
         if found := re.match(r"## `aquatint ([a-z ]+)`", line):
             command = found[1]
@@ -85,6 +87,9 @@ def commands():
 
 def names():
     variables, flags = reference()
+    sources = "".join(read(path) for path in tracked("src"))
+    if (ROOT / "src/weights").exists():
+        yield from (f"docs/configuration.md: nothing reads {name}" for name in sorted(variables) if f'"{name}"' not in sources)
     known = variables | FOREIGN
     if not (ROOT / "src/queue/nats").exists():
         known |= {"AQUATINT_QUEUE", "AQUATINT_QUEUE_REPLICAS", "AQUATINT_LEASE_SECONDS", "AQUATINT_MAX_DELIVERIES"}
