@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
+use super::hub::Finder;
 use super::model::{Choice, use_threads};
 use super::{Failure, print};
 use crate::engine::recipe::random_seed;
@@ -21,7 +22,7 @@ pub(super) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let seed = args.seed.unwrap_or_else(random_seed);
     let mut request = request(args, seed)?;
     let targets = targets(args.out.as_deref(), seed, args.num_images)?;
-    let choice = Choice::new(&args.model)?;
+    let choice = Choice::new(&args.model, &Finder::new(args.model.dtype))?;
     use_threads(args.model.threads)?;
     // Nobody waits for the file but its reader.
     picture::use_png_compression(picture::PngCompression::Balanced);

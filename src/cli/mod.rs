@@ -9,6 +9,7 @@ use crate::engine::EngineError;
 use crate::settings::{Cli, Command, LogFormat};
 
 mod generate;
+mod hub;
 mod model;
 mod models;
 mod runpod;
@@ -48,6 +49,12 @@ impl From<EngineError> for Failure {
             error if error.is_bad_input() => Self::BadInput(text),
             _ => Self::Other(text),
         }
+    }
+}
+
+impl From<crate::weights::Error> for Failure {
+    fn from(error: crate::weights::Error) -> Self {
+        if error.is_bad_input() { Self::BadInput(error.to_string()) } else { Self::Other(error.to_string()) }
     }
 }
 
@@ -105,7 +112,10 @@ pub fn run(command: Command) -> Result<(), Failure> {
             log_to_stderr(args.log_format, "info", args.log_stages);
             serve::run(*args)
         }
-        Command::Models(args) => models::run(&args),
+        Command::Models(args) => {
+            log_to_stderr(LogFormat::Text, "warn,aquatint=info", false);
+            models::run(&args)
+        }
     }
 }
 

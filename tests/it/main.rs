@@ -19,6 +19,7 @@ mod fuzz;
 mod generate;
 mod harness;
 mod health;
+mod hub;
 mod huggingface;
 mod jobs;
 mod load;
