@@ -18,3 +18,4 @@ pub mod engine;
 pub mod picture;
 pub mod queue;
 pub mod settings;
+pub mod weights;

@@ -19,8 +19,10 @@ use crate::engine::LoraChoice;
 use crate::picture::{MAX_SIDE_PX, PngCompression};
 
 mod files;
+mod models;
 
 pub use files::{ConvertArgs, InspectArgs, LayoutChoice, Quantisation};
+pub use models::{ListArgs, ModelsArgs, ModelsCommand, PullArgs, RemoveArgs, VerifyArgs};
 
 /// Image generation with Stable Diffusion 1.5, 2.x, SDXL and FLUX.1, as a command and as a server.
 #[derive(Debug, Parser)]
@@ -40,7 +42,7 @@ pub enum Command {
     Serve(Box<ServeArgs>),
     /// Ask a server on this machine how it is; ends with 0 or 1, for container platforms.
     Health(HealthArgs),
-    /// List the models that can be used.
+    /// List the models that can be used, and manage those of the Hugging Face hub.
     Models(ModelsArgs),
     /// Check a queue that several machines share, and the server that holds it.
     #[cfg(feature = "nats")]
@@ -51,12 +53,14 @@ pub enum Command {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
-    /// Model: a folder in the diffusers layout, or a single file (safetensors, or GGUF); without it, the built-in model
-    #[arg(long, value_name = "PATH", env = "SD_MODEL_ID")]
+    /// Model: a folder in the diffusers layout, a single file (safetensors, or GGUF), or org/name[@revision][:variant] of
+    /// the Hugging Face hub, which is downloaded. Without it /repository, where a platform has mounted one, else the
+    /// built-in model
+    #[arg(long, value_name = "PATH|ID", env = "SD_MODEL_ID")]
     pub model: Option<String>,
-    /// Folder of a model that stands in where the first cannot be loaded: FLUX.1-schnell for FLUX.1-dev, say. Every
-    /// reply then says so
-    #[arg(long, value_name = "DIR", env = "AQUATINT_FALLBACK", requires = "model")]
+    /// Model that stands in where the first cannot be loaded: FLUX.1-schnell for FLUX.1-dev, say. Every reply then
+    /// says so
+    #[arg(long, value_name = "DIR|ID", env = "AQUATINT_FALLBACK", requires = "model")]
     pub fallback: Option<String>,
     /// Random weights in the shapes of a published model, or of a folder of configs, to measure speed and memory without
     /// a checkpoint; pictures are noise
@@ -72,39 +76,40 @@ pub struct ModelArgs {
     /// Where to compute
     #[arg(long, value_name = "DEVICE", env = "SD_DEVICE", default_value = "auto")]
     pub device: DeviceChoice,
-    /// Safetensors file that replaces the model's UNet, or its FLUX transformer: then GGUF files too
-    #[arg(long, value_name = "FILE", env = "SD_UNET_ID")]
+    /// Safetensors file that replaces the model's UNet, or its FLUX transformer: then GGUF files too. As with all files
+    /// of weights, org/name/FILE is one of the hub, and org/name the only one of a repository
+    #[arg(long, value_name = "FILE|ID", env = "SD_UNET_ID")]
     pub unet: Option<PathBuf>,
     /// File that replaces the model's CLIP text encoder, the first where it has two
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE|ID")]
     pub text_encoder: Option<PathBuf>,
     /// What the UNet predicts, where its config or the guess for a single file is wrong
     #[arg(long, value_name = "KIND")]
     pub prediction_type: Option<PredictionType>,
     /// Safetensors or GGUF file that replaces FLUX's T5
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE|ID")]
     pub t5: Option<PathBuf>,
     /// Safetensors file, or folder with one and its config.json, that replaces the model's VAE
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE|ID")]
     pub vae: Option<PathBuf>,
     /// Encode and decode pictures in tiles: less memory for large pictures, seams are blended
     #[arg(long)]
     pub vae_tiling: bool,
-    /// Folder of an SDXL refiner, which takes over for the last steps
-    #[arg(long, value_name = "DIR")]
+    /// SDXL refiner, which takes over for the last steps
+    #[arg(long, value_name = "DIR|ID")]
     pub refiner: Option<PathBuf>,
     /// Part of the schedule that the base model does before the refiner: diffusers' denoising_end
     #[arg(long, value_name = "PART", default_value_t = 0.8, requires = "refiner")]
     pub denoising_end: f64,
     /// LoRA to merge, and by how much; may be given several times
-    #[arg(long, value_name = "FILE[:SCALE]", value_parser = lora)]
+    #[arg(long, value_name = "FILE|ID[:SCALE]", value_parser = lora)]
     pub lora: Vec<LoraChoice>,
     /// LCM-LoRA to merge: 8 steps at most and no guidance become the default; the built-in model has its own unless
     /// this is `none`
-    #[arg(long, value_name = "FILE", env = "SD_LCM_LORA_ID")]
+    #[arg(long, value_name = "FILE|ID", env = "SD_LCM_LORA_ID")]
     pub lcm_lora: Option<PathBuf>,
     /// Textual inversion to load, asked for by its token; may be given several times
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE|ID")]
     pub textual_inversion: Vec<PathBuf>,
     /// Threads for computing; without it, as many as there are cores
     #[arg(long, value_name = "N", value_parser = number(1..=1024))]
@@ -239,29 +244,6 @@ pub struct GenerateArgs {
     pub model: ModelArgs,
 }
 
-/// What to do with models.
-#[derive(Clone, Debug, Subcommand)]
-pub enum ModelsCommand {
-    /// Say what a file or folder is, and how to use it
-    Inspect(InspectArgs),
-    /// Write a model in another layout, with weights of another type or quantised
-    Convert(ConvertArgs),
-}
-
-/// `aquatint models`
-#[derive(Args, Clone, Debug)]
-pub struct ModelsArgs {
-    /// What to do; without it, list.
-    #[command(subcommand)]
-    pub command: Option<ModelsCommand>,
-    /// Folder of model folders to look through
-    #[arg(long, value_name = "DIR", env = "AQUATINT_MODELS_DIR")]
-    pub models_dir: Option<PathBuf>,
-    /// Print one JSON document
-    #[arg(long)]
-    pub json: bool,
-}
-
 /// `aquatint doctor`
 #[derive(Args, Clone, Debug)]
 pub struct DoctorArgs {
@@ -294,11 +276,15 @@ pub struct ServeArgs {
     /// Answer /health with 503 until the model is loaded, for platforms whose only probe it is
     #[arg(long, env = "AQUATINT_HEALTH_UNTIL_READY", value_parser = FalseyValueParser::new())]
     pub health_until_ready: bool,
-    /// Folder of LoRAs that requests may name, each by its file name without .safetensors
+    /// Folder of LoRAs that requests may name, each by its file name without .safetensors; textual inversions among them
+    /// are loaded where they fit the model
     #[arg(long, value_name = "DIR", env = "AQUATINT_LORA_DIR")]
     pub lora_dir: Option<PathBuf>,
-    /// Folder of a BLIP captioning model, for --refine-mode caption
-    #[arg(long, value_name = "DIR", env = "SD_CAPTION_MODEL_ID")]
+    /// Another LoRA that requests may name; may be given several times
+    #[arg(long, value_name = "NAME=FILE|ID", value_parser = named::<PathBuf>)]
+    pub add_lora: Vec<(String, PathBuf)>,
+    /// BLIP captioning model, for --refine-mode caption
+    #[arg(long, value_name = "DIR|ID", env = "SD_CAPTION_MODEL_ID")]
     pub caption_model: Option<PathBuf>,
     /// How small PNGs are made, at the cost of time
     #[arg(long, value_name = "LEVEL", env = "AQUATINT_PNG_COMPRESSION", default_value = "fast")]
@@ -443,7 +429,7 @@ pub struct RunPod {
 #[command(next_help_heading = "Capacity")]
 pub struct Capacity {
     /// Another model that requests may name; it is loaded when the first does. May be given several times
-    #[arg(long, value_name = "NAME=DIR", value_parser = named_model)]
+    #[arg(long, value_name = "NAME=DIR|ID", value_parser = named::<String>)]
     pub add_model: Vec<(String, String)>,
     /// Work that is admitted at a time: megapixels times steps of all jobs together [default: no limit]
     #[arg(long, value_name = "N", env = "AQUATINT_QUEUE_COST", value_parser = positive)]
@@ -550,18 +536,6 @@ pub enum LogFormat {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Accepted without effect")]
 pub struct Unused {
-    /// Token for the Hugging Face hub
-    #[arg(long, hide = true, env = "HF_TOKEN", hide_env_values = true)]
-    hf_token: Option<Secret>,
-    /// The same under its old name
-    #[arg(long, hide = true, env = "HUGGINGFACEHUB_API_TOKEN", hide_env_values = true)]
-    huggingfacehub_api_token: Option<Secret>,
-    /// The hub's cache
-    #[arg(long, hide = true, env = "HF_HOME")]
-    hf_home: Option<String>,
-    /// The hub's address
-    #[arg(long, hide = true, env = "HF_ENDPOINT")]
-    hf_endpoint: Option<String>,
     /// A switch for tuning
     #[arg(long, hide = true, env = "TORCH_COMPILE")]
     torch_compile: Option<String>,
@@ -573,17 +547,10 @@ pub struct Unused {
 impl Unused {
     /// The names of those that are set, with the reason why they do nothing.
     pub fn set(&self) -> Vec<(&'static str, &'static str)> {
-        let hub = "models are not downloaded yet: give a folder";
-        [
-            ("HF_TOKEN", self.hf_token.is_some(), hub),
-            ("HUGGINGFACEHUB_API_TOKEN", self.huggingfacehub_api_token.is_some(), hub),
-            ("HF_HOME", self.hf_home.is_some(), hub),
-            ("HF_ENDPOINT", self.hf_endpoint.is_some(), hub),
-            ("TORCH_COMPILE", self.torch_compile.is_some(), "there is nothing to compile"),
-        ]
-        .into_iter()
-        .filter_map(|(name, set, why)| set.then_some((name, why)))
-        .collect()
+        [("TORCH_COMPILE", self.torch_compile.is_some(), "there is nothing to compile")]
+            .into_iter()
+            .filter_map(|(name, set, why)| set.then_some((name, why)))
+            .collect()
     }
 }
 
@@ -660,13 +627,11 @@ fn dummy(text: &str) -> Result<Dummy, String> {
     }
 }
 
-/// `NAME=DIR`.
-fn named_model(text: &str) -> Result<(String, String), String> {
+/// `NAME=` and what bears that name.
+fn named<T: for<'a> From<&'a str>>(text: &str) -> Result<(String, T), String> {
     match text.split_once('=') {
-        Some((name, folder)) if !name.is_empty() && !folder.is_empty() => {
-            Ok((name.to_owned(), folder.to_owned()))
-        }
-        _ => Err("NAME=DIR is needed".into()),
+        Some((name, rest)) if !name.is_empty() && !rest.is_empty() => Ok((name.to_owned(), rest.into())),
+        _ => Err("NAME=PATH or NAME=ID is needed".into()),
     }
 }
 

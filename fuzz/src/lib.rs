@@ -7,6 +7,8 @@
 use std::collections::BTreeMap;
 
 use aquatint::picture;
+use aquatint::weights::choose::{Variant, component, pipeline, single_file};
+use aquatint::weights::{HubId, digest::Digest};
 use aquatint_models::checkpoint::safetensors_file::SafetensorsFile;
 use aquatint_models::checkpoint::view::Views;
 use aquatint_models::checkpoint::{CheckpointFile, Component};
@@ -25,7 +27,7 @@ pub use seeds::seeds;
 pub type Run = fn(&[u8]);
 
 /// All targets by name.
-pub const TARGETS: [(&str, Run); 8] = [
+pub const TARGETS: [(&str, Run); 9] = [
     ("json", json),
     ("multipart", multipart),
     ("picture", picture),
@@ -34,6 +36,7 @@ pub const TARGETS: [(&str, Run); 8] = [
     ("lora", lora),
     ("runpod", runpod),
     ("prompt", prompt),
+    ("hub", hub),
 ];
 
 /// Routes that take JSON.
@@ -129,5 +132,31 @@ pub fn prompt(data: &[u8]) {
         if let prompt::Part::Text(words, weight) = part {
             assert!(!weight.is_nan() && words.len() <= text.len(), "{words:?}: {weight}");
         }
+    }
+}
+
+/// The first line is an id, the second a `model_index.json`, the others are a repository's files: what is chosen of these
+/// is among them.
+pub fn hub(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let mut lines = text.lines();
+    let (id, index) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+    if let Ok(parsed) = id.parse::<HubId>() {
+        assert_eq!(parsed.to_string(), id);
+        let parts = [Some(parsed.owner), Some(parsed.name), parsed.file, parsed.revision];
+        assert!(
+            parts.iter().flatten().all(|part| part.split('/').all(|part| !["", ".", ".."].contains(&part)))
+        );
+    }
+    let _checksum = Digest::of_name(id);
+    let listing: Vec<String> = lines.map(str::to_owned).collect();
+    let index = serde_json::from_str(index).unwrap_or_default();
+    for variant in [Variant::Full, Variant::Half] {
+        let mut chosen = pipeline(&listing, &index, &variant).unwrap_or_default();
+        chosen.retain(|file| file != "model_index.json");
+        chosen.extend(component(&listing, id, &variant).unwrap_or_default());
+        chosen.extend(single_file(&listing, Some(id)));
+        chosen.extend(single_file(&listing, None));
+        assert!(chosen.iter().all(|file| listing.contains(file)), "{chosen:?} of {listing:?}");
     }
 }

@@ -32,6 +32,14 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
         "prompt" => ["a (red:1.2) [fox], ((very)) BREAK \\(big\\) :1.5)", "[a:b:0.5] (a:-1e400)", "🦊((((é"]
             .map(|text| text.as_bytes().to_vec())
             .to_vec(),
+        "hub" => [
+            "a/b/unet@refs/pr/1:fp16\n{\"unet\":[\"diffusers\",\"UNet\"],\"tokenizer\":[\"a\",\"Tokenizer\"],\"x\":[null,null]}\n\
+             unet/config.json\nunet/model.fp16-00001-of-00002.safetensors\nunet/model.fp16-00002-of-00002.safetensors\n\
+             unet/model.safetensors.index.fp16.json\nunet/model.safetensors\ntokenizer/vocab.json\nunet/model.bin",
+            "unet\n[]\nunet/a.safetensors\nb.gguf\npytorch_lora_weights.safetensors\nunet/model-1-of-18446744073709551615.safetensors",
+        ]
+        .map(|text| text.as_bytes().to_vec())
+        .to_vec(),
         _ => Vec::new(),
     }
 }

@@ -66,6 +66,7 @@ pub async fn info(State(app): State<App>) -> Json<Value> {
         "uptime_seconds": app.operations.started.elapsed().as_secs(),
         "models": models,
         "loras": app.loras.names(),
+        "embeddings": app.loras.embeddings().map(|(token, _)| token).collect::<Vec<_>>(),
         "queue": app.queue.depth(),
         "limits": {
             "side_px": MAX_SIDE_PX,

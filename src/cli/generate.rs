@@ -9,6 +9,7 @@ use aquatint_models::checkpoint::bytes_read;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
+use super::hub::Finder;
 use super::model::{Choice, use_threads};
 use super::{Failure, print};
 use crate::engine::pipeline::PipelineBackend;
@@ -27,7 +28,7 @@ pub(super) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let seed = args.seed.unwrap_or_else(random_seed);
     let mut request = request(args, seed)?;
     let targets = targets(args.out.as_deref(), seed, args.num_images)?;
-    let mut choice = Choice::new(&args.model)?;
+    let mut choice = Choice::new(&args.model, &Finder::new(args.model.dtype))?;
     choice.options.first_request = Some(request.clone());
     use_threads(args.model.threads)?;
     // Nobody waits for the file but its reader.

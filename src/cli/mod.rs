@@ -8,12 +8,11 @@ use clap::{CommandFactory, Parser};
 use crate::engine::EngineError;
 use crate::settings::{Cli, Command, LogFormat};
 
-mod convert;
 #[cfg(feature = "nats")]
 mod doctor;
 mod generate;
 mod health;
-mod inspect;
+mod hub;
 mod model;
 mod models;
 mod runpod;
@@ -58,6 +57,12 @@ impl From<EngineError> for Failure {
             error if error.is_bad_input() => Self::BadInput(text),
             _ => Self::Other(text),
         }
+    }
+}
+
+impl From<crate::weights::Error> for Failure {
+    fn from(error: crate::weights::Error) -> Self {
+        if error.is_bad_input() { Self::BadInput(error.to_string()) } else { Self::Other(error.to_string()) }
     }
 }
 
@@ -116,7 +121,10 @@ pub fn run(command: Command) -> Result<(), Failure> {
             log_to_stderr(args.log_format, "info", args.log_stages);
             serve::run(*args)
         }
-        Command::Models(args) => models::run(&args),
+        Command::Models(args) => {
+            log_to_stderr(LogFormat::Text, "warn,aquatint=info", false);
+            models::run(&args)
+        }
         #[cfg(feature = "nats")]
         Command::Doctor(args) => doctor::run(&args),
     }

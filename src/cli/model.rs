@@ -9,57 +9,105 @@ use aquatint_models::checkpoint::{SingleFile, builtin};
 use aquatint_models::pipeline::{self, LoadOptions, ModelSource, Pipeline};
 
 use super::Failure;
-use crate::engine::pipeline::PipelineBackend;
+use super::hub::{Download, Finder};
+use crate::engine::pipeline::{PipelineBackend, name_of};
 use crate::engine::{EngineError, LoraChoice, ModelEntry, ModelInfo, Preset};
 use crate::settings::{DeviceChoice, ModelArgs, Precision, RefineMode, ServeArgs};
+
+/// Where a model comes from, and what of it is still to be fetched.
+#[derive(Clone)]
+pub(super) struct Origin {
+    pub(super) source: ModelSource,
+    download: Option<Download>,
+}
 
 /// What to load, and the LoRAs to merge into it.
 #[derive(Clone)]
 pub(super) struct Choice {
-    pub(super) source: ModelSource,
+    pub(super) origin: Origin,
     pub(super) options: LoadOptions,
     pub(super) loras: Vec<LoraChoice>,
     /// What is loaded where the source cannot be.
-    pub(super) fallback: Option<ModelSource>,
+    pub(super) fallback: Option<Origin>,
+}
+
+impl Origin {
+    fn here(source: ModelSource) -> Self {
+        Self { source, download: None }
+    }
+
+    /// Fetches what is missing, and reads it.
+    fn load(&self, options: &LoadOptions) -> Result<PipelineBackend, EngineError> {
+        self.download.as_ref().map_or(Ok(()), Download::fetch)?;
+        PipelineBackend::load(&self.source, options)
+    }
+
+    /// What it is, by its configs, and about how many bytes its weights take.
+    fn describe(&self) -> Result<(ModelInfo, u64), EngineError> {
+        let (info, bytes) = Pipeline::describe(&self.source)?;
+        Ok((info, bytes + self.download.as_ref().map_or(0, Download::bytes)))
+    }
+
+    /// The name that it has in the registry: its folder's or repository's, and nothing else of the path.
+    fn name(&self) -> String {
+        match &self.source {
+            ModelSource::Builtin => "builtin".to_owned(),
+            ModelSource::Dummy(Dummy::Published(model)) => model.name.to_owned(),
+            // `models/sdxl/.` and `.` are named as what they are.
+            ModelSource::Dummy(Dummy::Folder(path)) | ModelSource::Folder(path) => {
+                name_of(&path.canonicalize().unwrap_or_else(|_| path.clone()))
+            }
+        }
+    }
 }
 
 impl Choice {
-    pub(super) fn new(args: &ModelArgs) -> Result<Self, Failure> {
-        for (flag, file) in
-            [("--unet", &args.unet), ("--t5", &args.t5), ("--text-encoder", &args.text_encoder)]
-        {
+    pub(super) fn new(args: &ModelArgs, finder: &Finder) -> Result<Self, Failure> {
+        let file = |flag: &str, path: &Option<PathBuf>| {
+            path.as_deref().map(|path| finder.file(flag, path)).transpose()
+        };
+        let (unet, t5) = (file("--unet", &args.unet)?, file("--t5", &args.t5)?);
+        let text_encoder = file("--text-encoder", &args.text_encoder)?;
+        for (flag, file) in [("--unet", &unet), ("--t5", &t5), ("--text-encoder", &text_encoder)] {
             if let Some(path) = file {
                 weights_file(flag, path, |path| CheckpointFile::open(path).map(drop))?;
             }
         }
-        if let Some(vae) = args.vae.as_deref().filter(|vae| !vae.is_dir()) {
+        let vae = args.vae.as_deref().map(|vae| finder.model("--vae", vae)).transpose()?;
+        if let Some(vae) = vae.as_deref().filter(|vae| !vae.is_dir()) {
             weights_file("--vae", vae, |path| CheckpointFile::open(path).map(drop))?;
         }
-        if let Some(refiner) = &args.refiner {
+        let refiner = args.refiner.as_deref().map(|path| finder.pipeline("--refiner", path)).transpose()?;
+        if let Some(refiner) = &refiner {
             folder("--refiner", refiner, DIFFUSERS)?;
         }
-        let fallback = args.fallback.as_deref().map(|text| source("--fallback", Some(text))).transpose()?;
-        let source = match args.dummy_weights.clone() {
-            Some(model) => Ok(ModelSource::Dummy(model)),
-            None => source("--model", args.model.as_deref()),
+        let fallback = args.fallback.as_deref().map(|text| origin("--fallback", text, finder)).transpose()?;
+        let origin = match (args.dummy_weights.clone(), args.model.as_deref(), finder.mounted_model()) {
+            (Some(model), ..) => Ok(Origin::here(ModelSource::Dummy(model))),
+            (None, Some(text), _) => origin("--model", text, finder),
+            (None, None, Some(folder)) => Ok(Origin::here(ModelSource::Folder(folder))),
+            (None, None, None) => Ok(Origin::here(ModelSource::Builtin)),
         };
-        let source = match (source, &fallback, &args.model) {
+        let origin = match (origin, &fallback, &args.model) {
             // It may be gated or not there yet: the fallback is what that is for.
-            (Err(Failure::BadInput(reason)), Some(_), Some(model)) => {
+            (Err(Failure::BadInput(reason) | Failure::Other(reason)), Some(_), Some(model)) => {
                 tracing::warn!("{reason}");
-                ModelSource::Folder(model.into())
+                Origin::here(ModelSource::Folder(model.into()))
             }
-            (source, ..) => source?,
+            (origin, ..) => origin?,
         };
-        let lcm = lcm_lora(args.lcm_lora.as_deref(), &source);
+        let lcm = lcm_lora(args.lcm_lora.as_deref(), &origin.source);
         let lcm = lcm.map(|path| LoraChoice { path, scale: 1.0, preset: Some(Preset::LCM_LORA) });
-        let loras: Vec<_> = args.lora.iter().cloned().chain(lcm).collect();
-        for lora in &loras {
-            weights_file("--lora", &lora.path, safetensors)?;
-        }
-        for inversion in &args.textual_inversion {
-            weights_file("--textual-inversion", inversion, safetensors)?;
-        }
+        let loras =
+            args.lora.iter().map(|lora| ("--lora", lora)).chain(lcm.iter().map(|lora| ("--lcm-lora", lora)));
+        // What a LoRA distils to is in the name that was given: those in the hub's cache say less.
+        let find = |(flag, lora): (&str, &LoraChoice)| {
+            Ok(LoraChoice { path: safetensors_file(flag, &lora.path, finder)?, ..lora.clone() })
+        };
+        let loras = loras.map(find).collect::<Result<Vec<_>, Failure>>()?;
+        let inversions = args.textual_inversion.iter();
+        let inversions = inversions.map(|path| safetensors_file("--textual-inversion", path, finder));
+        let textual_inversions = inversions.collect::<Result<Vec<_>, _>>()?;
         let options = LoadOptions {
             precision: match args.dtype {
                 Precision::Auto => pipeline::Precision::Auto,
@@ -72,41 +120,42 @@ impl Choice {
                 DeviceChoice::Cpu => pipeline::DeviceChoice::Cpu,
                 DeviceChoice::Cuda => pipeline::DeviceChoice::Cuda,
             },
-            unet: args.unet.clone(),
-            vae: args.vae.clone(),
+            unet,
+            vae,
             vae_tiling: args.vae_tiling,
-            refiner: args.refiner.clone(),
+            refiner,
             refiner_starts_at: Some(args.denoising_end),
-            textual_inversions: args.textual_inversion.clone(),
-            t5: args.t5.clone(),
-            text_encoder: args.text_encoder.clone(),
+            textual_inversions,
+            fitting_textual_inversions: Vec::new(),
+            t5,
+            text_encoder,
             prediction_type: args.prediction_type.map(|kind| kind.name().to_owned()),
             first_request: None,
             memory_bytes: args.memory.map(|gib| (gib * (1u64 << 30) as f64) as u64),
         };
-        Ok(Self { source, options, loras, fallback })
+        Ok(Self { origin, options, loras, fallback })
     }
 
     /// Loads the model, or what stands in for it.
     pub(super) fn load(&self) -> Result<PipelineBackend, EngineError> {
-        let error = match PipelineBackend::load(&self.source, &self.options) {
+        let error = match self.origin.load(&self.options) {
             Err(error) => error,
             loaded => return loaded,
         };
         let Some(fallback) = &self.fallback else { return Err(error) };
-        let asked = name(&self.source);
-        tracing::warn!("{asked} cannot be loaded, {} stands in for it: {error}", name(fallback));
-        Ok(PipelineBackend::load(fallback, &self.options_of_another())?.standing_in_for(asked))
+        let asked = self.origin.name();
+        tracing::warn!("{asked} cannot be loaded, {} stands in for it: {error}", fallback.name());
+        Ok(fallback.load(&self.options_of_another())?.standing_in_for(asked))
     }
 
     /// What the source or its fallback is, by its configs, and about how many bytes its weights take.
     pub(super) fn describe(&self) -> Result<(ModelInfo, u64), EngineError> {
-        match (Pipeline::describe(&self.source), &self.fallback) {
+        match (self.origin.describe(), &self.fallback) {
             (Err(_), Some(fallback)) => {
-                let (info, bytes) = Pipeline::describe(fallback)?;
-                Ok((ModelInfo { fallback_for: Some(name(&self.source)), ..info }, bytes))
+                let (info, bytes) = fallback.describe()?;
+                Ok((ModelInfo { fallback_for: Some(self.origin.name()), ..info }, bytes))
             }
-            (described, _) => Ok(described?),
+            (described, _) => described,
         }
     }
 
@@ -138,28 +187,19 @@ fn lcm_lora(asked: Option<&Path>, source: &ModelSource) -> Option<PathBuf> {
     }
 }
 
-fn source(flag: &str, model: Option<&str>) -> Result<ModelSource, Failure> {
-    match model {
-        None | Some("builtin") => Ok(ModelSource::Builtin),
-        Some(text) => {
-            folder(flag, Path::new(text), DIFFUSERS)?;
-            Ok(ModelSource::Folder(text.into()))
-        }
+/// A model by its folder, by its id on the hub, or the built-in one. Of the hub's, only the configs are fetched here.
+fn origin(flag: &str, text: &str, finder: &Finder) -> Result<Origin, Failure> {
+    if text == "builtin" {
+        return Ok(Origin::here(ModelSource::Builtin));
     }
-}
-
-/// The name that a model has in the registry: its folder's or file's, and nothing else of the path.
-fn name(source: &ModelSource) -> String {
-    match source {
-        ModelSource::Builtin => "builtin".to_owned(),
-        ModelSource::Dummy(Dummy::Published(model)) => model.name.to_owned(),
-        ModelSource::Dummy(Dummy::Folder(path)) | ModelSource::Folder(path) => {
-            // `models/sdxl/.` and `.` are named as what they are.
-            let whole = path.canonicalize().unwrap_or_else(|_| path.clone());
-            let name = if whole.is_file() { whole.file_stem() } else { whole.file_name() };
-            name.map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned())
-        }
+    if let Some(download) = finder.download(flag, text)? {
+        return Ok(Origin {
+            source: ModelSource::Folder(download.folder().to_owned()),
+            download: Some(download),
+        });
     }
+    folder(flag, Path::new(text), DIFFUSERS)?;
+    Ok(Origin::here(ModelSource::Folder(text.into())))
 }
 
 /// All models of a server: `choice` is the default one, to which the captioning model belongs.
@@ -167,6 +207,7 @@ pub(super) fn registry(
     args: &ServeArgs,
     choice: &Choice,
     caption_model: Option<PathBuf>,
+    finder: &Finder,
 ) -> Result<Vec<ModelEntry<PipelineBackend>>, Failure> {
     let (info, bytes) = choice.describe()?;
     let default = choice.clone();
@@ -177,27 +218,28 @@ pub(super) fn registry(
             None => Ok(backend),
         }
     };
-    let default = ModelEntry::new(name(&choice.source), load).with_loras(choice.loras.clone());
+    let default = ModelEntry::new(choice.origin.name(), load).with_loras(choice.loras.clone());
     let mut models = vec![default.described(info, bytes)];
     for (name, folder) in &args.capacity.add_model {
         if models.iter().any(|model| model.name == *name) {
             return Err(Failure::BadInput(format!("--add-model {name}: there is a model of this name")));
         }
-        let source = source("--add-model", Some(folder))?;
-        let (info, bytes) = Pipeline::describe(&source).map_err(EngineError::from)?;
+        let origin = origin("--add-model", folder, finder)?;
+        let (info, bytes) = origin.describe()?;
         let options = choice.options_of_another();
-        let load = move || PipelineBackend::load(&source, &options);
+        let load = move || origin.load(&options);
         models.push(ModelEntry::new(name, load).described(info, bytes));
     }
     Ok(models)
 }
 
 /// The captioning model's folder, for a server whose `/refine` needs one.
-pub(super) fn caption_model(args: &ServeArgs) -> Result<Option<PathBuf>, Failure> {
+pub(super) fn caption_model(args: &ServeArgs, finder: &Finder) -> Result<Option<PathBuf>, Failure> {
     match (args.defaults.refine_mode, &args.caption_model) {
         (RefineMode::Caption, Some(path)) => {
-            folder("--caption-model", path, BLIP)?;
-            Ok(Some(path.clone()))
+            let path = finder.model("--caption-model", path)?;
+            folder("--caption-model", &path, BLIP)?;
+            Ok(Some(path))
         }
         (RefineMode::Caption, None) => Err(Failure::BadInput(
             "--refine-mode caption (REFINE_MODE) needs a captioning model: \
@@ -230,23 +272,11 @@ const DIFFUSERS: Layout = Layout {
 const BLIP: Layout =
     Layout { index: "config.json", allowed: "a captioning model is BLIP's folder as published" };
 
-/// `organisation/name`
-fn looks_like_a_hub_id(path: &Path) -> bool {
-    let plain = |part: &str| {
-        !part.is_empty()
-            && !part.starts_with('.')
-            && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-    };
-    path.to_string_lossy().split_once('/').is_some_and(|(owner, name)| plain(owner) && plain(name))
-}
-
 fn folder(flag: &str, path: &Path, Layout { index, allowed }: Layout) -> Result<(), Failure> {
     if path.is_file() && index == DIFFUSERS.index {
         return weights_file(flag, path, |path| SingleFile::open(path).map(drop));
     }
-    let reason = if !path.exists() && looks_like_a_hub_id(path) {
-        "no such folder, and models are not downloaded from the Hugging Face hub yet".to_owned()
-    } else if !path.exists() {
+    let reason = if !path.exists() {
         "no such folder".to_owned()
     } else if !path.is_dir() {
         "is a file".to_owned()
@@ -256,6 +286,13 @@ fn folder(flag: &str, path: &Path, Layout { index, allowed }: Layout) -> Result<
         return Ok(());
     };
     Err(Failure::BadInput(format!("{flag} {}: {reason}: {allowed}", path.display())))
+}
+
+/// A LoRA or a textual inversion, here or on the hub.
+pub(super) fn safetensors_file(flag: &str, path: &Path, finder: &Finder) -> Result<PathBuf, Failure> {
+    let path = finder.file(flag, path)?;
+    weights_file(flag, &path, safetensors)?;
+    Ok(path)
 }
 
 fn safetensors(path: &Path) -> Result<(), aquatint_models::Error> {

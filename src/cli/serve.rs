@@ -8,7 +8,8 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Failure;
-use super::model::{Choice, caption_model, registry, use_threads};
+use super::hub::Finder;
+use super::model::{Choice, caption_model, registry, safetensors_file, use_threads};
 use super::runpod::{Worker, health_port};
 use super::shared_queue::SharedQueue;
 use crate::api::edge::Edge;
@@ -71,20 +72,37 @@ struct OwnEngine {
 
 impl OwnEngine {
     fn new(args: &ServeArgs) -> Result<Self, Failure> {
-        let choice = Choice::new(&args.model)?;
-        let caption_model = caption_model(args)?;
-        let loras = match &args.lora_dir {
-            Some(folder) => LoraRegistry::scan(folder)
-                .map_err(|error| Failure::BadInput(format!("--lora-dir {}: {error}", folder.display())))?,
-            None => LoraRegistry::default(),
-        };
-        let loras = if choice.source == ModelSource::Builtin { loras.with_builtin() } else { loras };
+        let finder = Finder::new(args.model.dtype);
+        let mut choice = Choice::new(&args.model, &finder)?;
+        let caption_model = caption_model(args, &finder)?;
+        let mut loras = loras(args, &choice, &finder)?;
+        let in_folder = loras.embeddings().map(|(_, embedding)| embedding.path.clone());
+        choice.options.fitting_textual_inversions = in_folder.collect();
+        for path in &choice.options.textual_inversions {
+            loras.add_embedding(path);
+        }
         use_threads(args.model.threads)?;
-        let models = registry(args, &choice, caption_model)?;
+        let models = registry(args, &choice, caption_model, &finder)?;
         let of_loras = choice.loras.iter().rev().find_map(|lora| lora.preset);
         let preset = of_loras.or(models.first().and_then(|model| model.info.as_ref()?.preset));
         Ok(Self { models, preset, loras })
     }
+}
+
+/// The LoRAs that requests may name.
+fn loras(args: &ServeArgs, choice: &Choice, finder: &Finder) -> Result<LoraRegistry, Failure> {
+    let loras = match &args.lora_dir {
+        Some(folder) => LoraRegistry::scan(folder)
+            .map_err(|error| Failure::BadInput(format!("--lora-dir {}: {error}", folder.display())))?,
+        None => LoraRegistry::default(),
+    };
+    for (name, path) in &args.add_lora {
+        let path = safetensors_file("--add-lora", path, finder)?;
+        loras
+            .add(name.clone(), path)
+            .map_err(|error| Failure::BadInput(format!("--add-lora {name}: {error}")))?;
+    }
+    Ok(if choice.origin.source == ModelSource::Builtin { loras.with_builtin() } else { loras })
 }
 
 async fn serve(args: ServeArgs, edge: Edge, own: Option<OwnEngine>) -> Result<(), Failure> {

@@ -40,8 +40,7 @@ impl Backend for PipelineBackend {
     fn info(&self) -> ModelInfo {
         let info = self.pipeline.info();
         // Clients read the name, and the rest of the path is none of their business.
-        let name = Path::new(&info.name).file_name().map(|name| name.to_string_lossy().into_owned());
-        let name = name.unwrap_or_else(|| info.name.clone());
+        let name = name_of(Path::new(&info.name));
         ModelInfo { name, fallback_for: self.fallback_for.clone(), ..info }
     }
 
@@ -104,5 +103,19 @@ impl Denoising for pipeline::Denoising {
 
     fn joins(&self, other: &Self) -> bool {
         self.joins(other)
+    }
+}
+
+/// What a model is called: as its file without the extension, as its folder, or, in the hub's cache, where folders are called by commits, as
+/// its repository.
+pub fn name_of(folder: &Path) -> String {
+    let names: Vec<_> = folder.iter().rev().take(3).map(|name| name.to_string_lossy()).collect();
+    match &names[..] {
+        [_, snapshots, repo] if snapshots == "snapshots" => {
+            repo.rsplit("--").next().unwrap_or(repo).to_owned()
+        }
+        [name, ..] if folder.is_file() => name.rsplit_once('.').map_or(&**name, |(stem, _)| stem).to_owned(),
+        [name, ..] => name.clone().into_owned(),
+        [] => "model".to_owned(),
     }
 }

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use aquatint_models::sampler::SamplerSettings;
 use serde::{Deserialize, Serialize};
 
+use super::pipeline::name_of;
 use super::{Family, GenerationRequest, LoraChoice, Mode, ModelInfo, Variation};
 
 /// A picture's recipe, complete: the model's defaults are filled in.
@@ -150,8 +151,13 @@ fn uses_negative_prompt(request: &GenerationRequest, info: &ModelInfo) -> bool {
 }
 
 /// The file's name without its extension: how clients and recipes name a LoRA.
+/// Its file's name; where that is what diffusers calls every LoRA, its folder's or repository's.
 fn lora_name(lora: &LoraChoice) -> String {
-    lora.path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+    let stem = lora.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    match lora.path.parent() {
+        Some(folder) if stem == "pytorch_lora_weights" && folder.file_name().is_some() => name_of(folder),
+        _ => stem,
+    }
 }
 
 /// A seed for whoever names none. 32 bits, as the web UI draws them: every client can hold it exactly.

@@ -37,6 +37,9 @@ pub(crate) fn aquatint(folder: &Folder, variables: &[(&str, &str)], arguments: &
     command
 }
 
+/// Whoever tests has a network, and the hub is not to be asked.
+const OFFLINE: (&str, &str) = ("HF_HUB_OFFLINE", "1");
+
 fn run(folder: &Folder, variables: &[(&str, &str)], arguments: &[&str]) -> Output {
     aquatint(folder, variables, arguments).output().unwrap()
 }
@@ -98,7 +101,8 @@ fn bad_input_is_one_line_and_exit_code_2() {
         (&["a", "--device", "tpu"], &["--device", "tpu", "cpu", "cuda"]),
         (&["a", "--threads", "0"], &["--threads", "1..=1024"]),
         (&["a", "--model", "none"], &["--model", "none", "no such folder", "diffusers layout"]),
-        (&["a", "--model", "org/name"], &["--model", "org/name", "not downloaded"]),
+        (&["a", "--model", "org/name"], &["--model org/name", "no such file or folder", "HF_HUB_OFFLINE"]),
+        (&["a", "--lora", "org/name:0.5"], &["--lora org/name", "HF_HUB_OFFLINE"]),
         (&["a", "--model", "empty"], &["--model", "empty", "model_index.json"]),
         (&["a", "--model", "pickle.ckpt"], &["--model", "pickle.ckpt", "diffusers layout"]),
         (&["a", "--model", "broken"], &["model_index.json"]),
@@ -119,7 +123,7 @@ fn bad_input_is_one_line_and_exit_code_2() {
     ];
     for (arguments, named) in table {
         let all = [&["generate"], *arguments].concat();
-        let output = run(&folder, &[], &all);
+        let output = run(&folder, &[OFFLINE], &all);
         let line = error_line(&output, &all.join(" "));
         assert_eq!(output.status.code(), Some(2), "{all:?}: {line}");
         for word in *named {
@@ -140,7 +144,7 @@ fn settings_of_the_server_are_refused_by_name() {
         ),
         ("REFINE_MODE", "paint", &["REFINE_MODE", "img2img, caption"]),
         ("FLUX_MODEL", "dev", &["FLUX"]),
-        ("SD_MODEL_ID", "stabilityai/sdxl-turbo", &["stabilityai/sdxl-turbo", "not downloaded"]),
+        ("SD_MODEL_ID", "stabilityai/sdxl-turbo", &["stabilityai/sdxl-turbo", "HF_HUB_OFFLINE"]),
         ("SD_LCM_LORA_ID", "none.safetensors", &["none.safetensors"]),
         ("SD_SCHEDULER", "Eulerr", &["SD_SCHEDULER", "Eulerr"]),
         ("SD_UNET_ID", "none.safetensors", &["--unet", "none.safetensors"]),
@@ -162,7 +166,7 @@ fn settings_of_the_server_are_refused_by_name() {
         ("AQUATINT_PNG_COMPRESSION", "9", &["AQUATINT_PNG_COMPRESSION", "none, fast, balanced, high"]),
     ];
     for (name, value, named) in table {
-        let output = run(&folder, &[(name, value)], &["serve"]);
+        let output = run(&folder, &[OFFLINE, (name, value)], &["serve"]);
         let line = error_line(&output, name);
         assert_eq!(output.status.code(), Some(2), "{name}={value}: {line}");
         for word in *named {
@@ -178,11 +182,12 @@ fn a_captioning_model_is_a_folder_in_the_published_layout() {
     folder.write("file", b"");
     for (model, reason) in [
         ("none", "no such folder"),
-        ("Salesforce/blip-image-captioning-base", "not downloaded"),
+        ("Salesforce/blip-image-captioning-base", "HF_HUB_OFFLINE"),
         ("file", "is a file"),
         ("empty", "holds no config.json"),
     ] {
-        let output = run(&folder, &[("REFINE_MODE", "caption"), ("SD_CAPTION_MODEL_ID", model)], &["serve"]);
+        let variables = [OFFLINE, ("REFINE_MODE", "caption"), ("SD_CAPTION_MODEL_ID", model)];
+        let output = run(&folder, &variables, &["serve"]);
         let line = error_line(&output, model);
         assert_eq!(output.status.code(), Some(2), "{line}");
         assert!(line.contains(&format!("--caption-model {model}: ")) && line.contains(reason), "{line}");
@@ -340,7 +345,8 @@ fn the_server_ends_well_when_told_to() {
     let folder = Folder::new("serve");
     let log = folder.0.join("log");
     let arguments = ["serve", "--port", "0", "--log-format", "json"];
-    let mut server = aquatint(&folder, &[("HF_TOKEN", "hf_secret")], &arguments)
+    let variables = [("HF_TOKEN", "hf_secret"), ("TORCH_COMPILE", "1")];
+    let mut server = aquatint(&folder, &variables, &arguments)
         .stderr(Stdio::from(std::fs::File::create(&log).unwrap()))
         .spawn()
         .unwrap();
@@ -353,7 +359,7 @@ fn the_server_ends_well_when_told_to() {
     assert!(killed.success());
     assert_eq!(server.wait().unwrap().code(), Some(0));
     let log = std::fs::read_to_string(&log).unwrap();
-    assert!(log.contains("HF_TOKEN has no effect") && !log.contains("hf_secret"), "{log}");
+    assert!(log.contains("TORCH_COMPILE has no effect") && !log.contains("hf_secret"), "{log}");
     for line in log.lines() {
         serde_json::from_str::<Value>(line).unwrap();
     }

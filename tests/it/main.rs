@@ -20,6 +20,7 @@ mod fuzz;
 mod generate;
 mod harness;
 mod health;
+mod hub;
 mod huggingface;
 mod jobs;
 mod load;

@@ -98,6 +98,8 @@ pub struct LoadOptions {
     pub vae_tiling: bool,
     /// Textual inversions; each is asked for by its token, the file's name where it has none.
     pub textual_inversions: Vec<PathBuf>,
+    /// More of them, which are left out where they do not fit the model.
+    pub fitting_textual_inversions: Vec<PathBuf>,
 }
 
 /// `model_index.json`, as far as it matters here.
@@ -375,6 +377,11 @@ impl TextEncoders {
         }
         for path in &options.textual_inversions {
             load_textual_inversion(path, text_encoder.as_mut(), text_encoder_2.as_mut())?;
+        }
+        for path in &options.fitting_textual_inversions {
+            if let Err(error) = load_textual_inversion(path, text_encoder.as_mut(), text_encoder_2.as_mut()) {
+                tracing::warn!("left out: {error}");
+            }
         }
         Ok(Self { text_encoder, text_encoder_2 })
     }

@@ -8,6 +8,7 @@ use super::Error;
 use super::hires::UPSCALERS;
 use crate::api::App;
 use crate::api::fault::{Fault, Kind};
+use crate::api::loras::Embedding;
 use aquatint_models::sampler::SamplerSettings;
 
 /// `GET /sdapi/v1/sd-models`
@@ -67,8 +68,16 @@ pub async fn scripts() -> Json<Value> {
 }
 
 /// `GET /sdapi/v1/embeddings`
-pub async fn embeddings() -> Json<Value> {
-    Json(json!({"loaded": {}, "skipped": {}}))
+pub async fn embeddings(State(app): State<App>) -> Json<Value> {
+    let embedding = |(token, embedding): (&str, &Embedding)| {
+        let shown = json!({
+            "step": null, "sd_checkpoint": null, "sd_checkpoint_name": null,
+            "shape": embedding.channels, "vectors": embedding.vectors,
+        });
+        (token.to_owned(), shown)
+    };
+    let loaded: Map<String, Value> = app.loras.embeddings().map(embedding).collect();
+    Json(json!({"loaded": loaded, "skipped": {}}))
 }
 
 /// `GET /sdapi/v1/cmd-flags`

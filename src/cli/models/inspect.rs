@@ -2,7 +2,7 @@
 
 use aquatint_models::inspect::{Inspection, Kind, inspect};
 
-use super::{Failure, print};
+use crate::cli::{Failure, print};
 use crate::engine::EngineError;
 use crate::settings::InspectArgs;
 

@@ -3,7 +3,7 @@
 use aquatint_models::convert::{DType, Encoding, Format, Layout, convert};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{Failure, print};
+use crate::cli::{Failure, print};
 use crate::engine::EngineError;
 use crate::settings::{ConvertArgs, LayoutChoice, Precision, Quantisation};
 
