@@ -207,7 +207,7 @@ def traffic():
             if chunks > SYNCED_WRITES or pictures > VOLUME_MB:
                 limits.append("pictures")
             if events > SYNCED_WRITES:
-                limits.append("events, if on disk")
+                limits.append("events")
             cells = (f"{jobs:,.1f}", f"{events:,.0f}", f"{chunks:,.0f}", f"{pictures:,.1f}")
             rows.append([gpu, gpus, *cells, ", ".join(limits) or "none"])
     head = ["GPU", "GPUs", "jobs/s", "events/s", "object chunks/s", "pictures, MB/s", "beyond one stream"]
