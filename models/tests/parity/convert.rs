@@ -8,7 +8,7 @@ use aquatint_models::checkpoint::stored::StoredType;
 use aquatint_models::checkpoint::{CheckpointFile, Component, ModelFolder, SingleFile};
 use aquatint_models::convert::{Encoding, Layout, convert};
 use aquatint_models::inspect::{Kind, inspect};
-use aquatint_models::pipeline::{LoadOptions, ModelSource, Pipeline};
+use aquatint_models::pipeline::{GenerationRequest, LoadOptions, ModelSource, Pipeline};
 use candle_core::DType;
 
 use crate::common::Fixture;
@@ -71,22 +71,18 @@ fn load(path: &Path) -> Pipeline {
 /// A single file, and a folder made of it, give the picture of the folder that it was made of, byte for byte.
 #[test]
 fn a_single_file_gives_the_picture_of_its_folder() {
-    for (name, case) in [
-        ("sd15", "txt2img"),
-        ("sd21", "txt2img"),
-        ("sd15_inpaint", "inpaint"),
-        ("sdxl", "txt2img"),
-        ("sdxl_inpaint", "inpaint"),
-        ("flux_dev", "txt2img"),
-        ("flux_fill", "inpaint"),
-    ] {
+    for (name, case) in
+        [("sd15_inpaint", "inpaint"), ("sd21", "txt2img"), ("sdxl", "txt2img"), ("flux_dev", "txt2img")]
+    {
         let model = Model::load(name);
         let folder = write_folder(&Fixture::open(&format!("pipeline_{name}")), "to_convert");
         // The tiny models have tokenizers of their own, which lie beside the file then.
         let file = to_path(&folder, folder.join("whole.safetensors"), Layout::Single, Encoding::AsStored);
         let back = to(&file, "folder", Layout::Folder, Encoding::AsStored);
-        let request = model.request(case);
-        let expected = model.picture(case, |_| {});
+        let short = |request: &mut GenerationRequest| request.num_inference_steps = Some(2);
+        let mut request = model.request(case);
+        short(&mut request);
+        let expected = model.picture(case, short);
         assert_eq!(load(&file).generate(&request).unwrap(), expected, "{name}");
         assert_eq!(load(&back).generate(&request).unwrap(), expected, "{name}");
         let inspected = inspect(&file).unwrap();
