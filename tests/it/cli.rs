@@ -100,7 +100,7 @@ fn bad_input_is_one_line_and_exit_code_2() {
         (&["a", "--model", "none"], &["--model", "none", "no such folder", "diffusers layout"]),
         (&["a", "--model", "org/name"], &["--model", "org/name", "not downloaded"]),
         (&["a", "--model", "empty"], &["--model", "empty", "model_index.json"]),
-        (&["a", "--model", "pickle.ckpt"], &["--model", "pickle.ckpt", "diffusers layout"]),
+        (&["a", "--model", "pickle.ckpt"], &["--model", "pickle.ckpt", "pickle"]),
         (&["a", "--model", "broken"], &["model_index.json"]),
         (&["a", "--model", "flux"], &["flux"]),
         (&["a", "--refiner", "empty"], &["--refiner", "model_index.json"]),
