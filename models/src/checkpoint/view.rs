@@ -14,6 +14,7 @@ use candle_core::{DType, Device};
 
 use super::file::CheckpointFile;
 use super::original::Component;
+use super::row_reader::RowReader;
 use super::row_scales;
 use super::stored::{Stored, StoredType};
 use crate::{Error, Result};
@@ -199,6 +200,17 @@ impl Views {
     pub fn read(&self, name: &str) -> Result<Stored> {
         let Some(view) = self.views.get(name) else { return Err(self.missing(name)) };
         self.stretches(view, &view.rows)
+    }
+
+    /// A tensor of f32, f16 or bf16 without scales whose rows lie as they are wanted, to be read row by row as `dims`,
+    /// which must have as many rows; `None` for others.
+    pub(super) fn rows(&self, name: &str, dims: Vec<usize>) -> Option<RowReader<'_>> {
+        let view = self.views.get(name)?;
+        let file: &CheckpointFile = self.files.get(view.file)?;
+        let entry = file.entries().get(&view.tensor)?;
+        let in_order = view.scales.is_none() && view.form != Form::Transposed;
+        let dtype = RowReader::reads(entry.stored_type).filter(|_| in_order)?;
+        Some(RowReader { file, entry, stretches: &view.rows, dims, dtype })
     }
 
     /// Reads some rows of a tensor as they are stored.
