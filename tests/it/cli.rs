@@ -104,7 +104,7 @@ fn bad_input_is_one_line_and_exit_code_2() {
         (&["a", "--model", "org/name"], &["--model org/name", "no such file or folder", "HF_HUB_OFFLINE"]),
         (&["a", "--lora", "org/name:0.5"], &["--lora org/name", "HF_HUB_OFFLINE"]),
         (&["a", "--model", "empty"], &["--model", "empty", "model_index.json"]),
-        (&["a", "--model", "pickle.ckpt"], &["--model", "pickle.ckpt", "diffusers layout"]),
+        (&["a", "--model", "pickle.ckpt"], &["--model", "pickle.ckpt", "pickle"]),
         (&["a", "--model", "broken"], &["model_index.json"]),
         (&["a", "--model", "flux"], &["flux"]),
         (&["a", "--refiner", "empty"], &["--refiner", "model_index.json"]),

@@ -50,19 +50,19 @@ impl CheckpointFile {
         }
     }
 
-    /// Fills `into` with the file's bytes from `at` on.
-    pub(super) fn read_at(&self, into: &mut [u8], at: u64) -> std::io::Result<()> {
-        match self {
-            Self::Safetensors(file) => file.bytes().read_at(into, at),
-            Self::Gguf(file) => file.bytes().read_at(into, at),
-        }
-    }
-
     /// The header's free text; of a GGUF file, its numbers and short texts.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         match self {
             Self::Safetensors(file) => file.metadata(),
             Self::Gguf(file) => file.metadata(),
+        }
+    }
+
+    /// Fills `into` with the file's bytes from `at` on.
+    pub(super) fn read_at(&self, into: &mut [u8], at: u64) -> std::io::Result<()> {
+        match self {
+            Self::Safetensors(file) => file.bytes().read_at(into, at),
+            Self::Gguf(file) => file.bytes().read_at(into, at),
         }
     }
 

@@ -17,8 +17,8 @@ use super::safetensors_header::Header;
 use super::stored::{Entry, Stored, StoredType};
 use crate::{Error, Result};
 
-/// Headers of published checkpoints are under 1 MiB; a larger one is an attack or a mistake.
-const MAX_HEADER_BYTES: u64 = 16 << 20;
+/// Headers of published checkpoints are under 1 MiB, those of LoRAs that tell all of their training a few.
+const MAX_HEADER_BYTES: u64 = 8 << 20;
 
 /// An open safetensors file.
 #[derive(Debug)]

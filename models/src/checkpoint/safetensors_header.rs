@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
 /// Tensors of a file; published models have a few thousand.
-const MAX_TENSORS: usize = 1 << 16;
+const MAX_TENSORS: usize = 1 << 14;
 /// Entries of the free text.
 const MAX_TEXTS: usize = 1 << 12;
 const MAX_DIMENSIONS: usize = 8;

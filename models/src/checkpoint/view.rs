@@ -202,13 +202,14 @@ impl Views {
         self.stretches(view, &view.rows)
     }
 
-    /// A tensor of f32, f16 or bf16 without scales, to be read row by row as `dims`, which must have as many rows;
-    /// `None` for others.
+    /// A tensor of f32, f16 or bf16 without scales whose rows lie as they are wanted, to be read row by row as `dims`,
+    /// which must have as many rows; `None` for others.
     pub(super) fn rows(&self, name: &str, dims: Vec<usize>) -> Option<RowReader<'_>> {
-        let view = self.views.get(name).filter(|view| view.form != Form::Transposed)?;
-        let file = self.files.get(view.file)?;
+        let view = self.views.get(name)?;
+        let file: &CheckpointFile = self.files.get(view.file)?;
         let entry = file.entries().get(&view.tensor)?;
-        let dtype = RowReader::reads(entry.stored_type).filter(|_| view.scales.is_none())?;
+        let in_order = view.scales.is_none() && view.form != Form::Transposed;
+        let dtype = RowReader::reads(entry.stored_type).filter(|_| in_order)?;
         Some(RowReader { file, entry, stretches: &view.rows, dims, dtype })
     }
 

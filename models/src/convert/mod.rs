@@ -46,6 +46,9 @@ pub struct Written {
 /// What a caller is told meanwhile: bytes that are written, and bytes in all.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
 
+/// The version of diffusers whose layout is written.
+const DIFFUSERS_VERSION: &str = "0.35.2";
+
 /// Files of a folder that are not weights, beside the components' configs.
 const TEXTS: [&str; 9] = [
     "vocab.json",
@@ -188,10 +191,14 @@ fn model_index(model: &ModelFolder) -> Result<Value> {
         ("tokenizer_2", if flux { "T5TokenizerFast" } else { "CLIPTokenizer" }),
     ] {
         let files = ["vocab.json", "tokenizer.json", "spiece.model"];
-        if files.iter().any(|file| model.contains(&format!("{tokenizer}/{file}"))) {
+        let encodes =
+            model.contains(&format!("{}/config.json", tokenizer.replace("tokenizer", "text_encoder")));
+        if encodes && files.iter().any(|file| model.contains(&format!("{tokenizer}/{file}"))) {
             put(tokenizer, json!(["transformers", class]));
         }
     }
+    // Some of diffusers' pipelines look for it.
+    put("_diffusers_version", DIFFUSERS_VERSION.into());
     if let Some(class) = scheduler.get("_class_name") {
         put("scheduler", json!(["diffusers", class]));
     }

@@ -62,8 +62,17 @@ fn text(inspection: &Inspection) -> String {
     let types = inspection.types.iter();
     let types: Vec<_> = types.map(|(name, count)| format!("{name} ({} tensors)", count.tensors)).collect();
     line("types", types.join(", "));
-    line("parameters", format!("{:.1} M", inspection.parameters as f64 / 1e6));
-    line("size", format!("{:.1} MB", inspection.bytes as f64 / 1e6));
+    line("parameters", short(inspection.parameters));
+    line("size", format!("{}B", short(inspection.bytes)));
     line("use", inspection.usage.clone());
     lines.join("\n")
+}
+
+/// `2.6 G`, `83.7 M`, `1.5 k`
+fn short(number: u64) -> String {
+    match number as f64 {
+        n if n >= 1e9 => format!("{:.1} G", n / 1e9),
+        n if n >= 1e6 => format!("{:.1} M", n / 1e6),
+        n => format!("{:.1} k", n / 1e3),
+    }
 }

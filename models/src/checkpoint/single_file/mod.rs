@@ -137,6 +137,10 @@ impl SingleFile {
 
     fn tokenizer(&self, folder: &str) -> Option<Tokenizer> {
         let flux = self.0.bytes.contains_key(&Component::Transformer);
+        let encodes = folder.replace("tokenizer", "text_encoder");
+        if !self.0.configs.contains_key(&format!("{encodes}/config.json")) {
+            return None;
+        }
         match folder {
             "tokenizer" if self.0.like.name == "sd21" => Some(Tokenizer::OpenClip),
             "tokenizer" => Some(Tokenizer::Clip),
