@@ -32,6 +32,7 @@ pub mod modulate;
 pub mod rgb8;
 pub mod rms_norm;
 pub mod rope;
+mod row_source;
 #[cfg(test)]
 mod testing;
 pub mod timestep_embedding;
@@ -55,6 +56,7 @@ pub use modulate::modulated_layer_norm;
 pub use rgb8::rgb8;
 pub use rms_norm::rms_norm;
 pub use rope::{Rotation, rms_norm_rope};
+pub use row_source::RowSource;
 pub use timestep_embedding::timestep_embedding;
 pub use upsample::upsample_nearest;
 pub use weighted_sum::weighted_sum;
