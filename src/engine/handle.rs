@@ -113,8 +113,13 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    fn new(status: watch::Sender<Status>) -> Self {
-        Self { status, meter: Meter::default(), busy_since: Mutex::default(), loading: Mutex::default() }
+    fn new(models: Vec<ModelStatus>) -> Self {
+        Self {
+            status: watch::Sender::new(Status { phase: Phase::Loading, running: None, models }),
+            meter: Meter::default(),
+            busy_since: Mutex::default(),
+            loading: Mutex::default(),
+        }
     }
 
     /// Runs one call of the model: panics are caught, and its length is watched.
@@ -173,9 +178,7 @@ impl Engine {
         jobs: Arc<dyn JobSource>,
         settings: EngineSettings,
     ) -> std::io::Result<(Self, JoinHandle<()>)> {
-        let models_now = models.iter().map(ModelEntry::status).collect();
-        let status = watch::Sender::new(Status { phase: Phase::Loading, running: None, models: models_now });
-        let shared = Arc::new(Shared::new(status));
+        let shared = Arc::new(Shared::new(models.iter().map(ModelEntry::status).collect()));
         let engine = Self { shared: shared.clone() };
         let watchdog =
             settings.call_limit.map(|limit| watchdog::Watchdog::spawn(shared.clone(), limit)).transpose()?;
@@ -201,8 +204,7 @@ impl Engine {
 
     /// An engine in other processes: what it has is known from hearsay alone.
     pub fn elsewhere() -> (Self, Hearsay) {
-        let status = watch::Sender::new(Status { phase: Phase::Loading, running: None, models: Vec::new() });
-        let shared = Arc::new(Shared::new(status));
+        let shared = Arc::new(Shared::new(Vec::new()));
         (Self { shared: shared.clone() }, Hearsay(shared))
     }
 

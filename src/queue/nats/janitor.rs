@@ -25,48 +25,83 @@ const SWEEP: Duration = Duration::from_secs(30);
 const AT_ONCE: usize = 16;
 const LEASE: Duration = Duration::from_secs(30);
 
-/// For as long as the program runs.
-pub(super) async fn keep_in_order(
+/// Keeps the queue in order for as long as the program runs.
+pub(super) struct Janitor {
     broker: Broker,
-    announced: watch::Sender<Catalog>,
+    reading: Reading,
     depth: Arc<Mutex<Depth>>,
-) {
-    let mut reading = Reading::new(announced);
-    let mut swept = Instant::now();
-    let mut well = true;
-    loop {
-        let looked = look(&broker, &mut reading, &depth).await;
-        let swept_now = match &looked {
-            Ok(()) if broker.settings.sets_limits && swept.elapsed() > SWEEP => {
-                swept = Instant::now();
-                sweep(&broker).await
+    /// Where the server's word of failures is read.
+    failures: Option<PullConsumer>,
+    swept: Instant,
+}
+
+impl Janitor {
+    pub(super) fn new(broker: Broker, announced: watch::Sender<Catalog>, depth: Arc<Mutex<Depth>>) -> Self {
+        Self { broker, reading: Reading::new(announced), depth, failures: None, swept: Instant::now() }
+    }
+
+    pub(super) async fn run(mut self) {
+        let mut well = true;
+        loop {
+            match self.look().await {
+                Ok(()) if !well => tracing::info!("the queue is reached again"),
+                Ok(()) => {}
+                Err(error) if well => tracing::warn!(%error, "the queue is not as it should be"),
+                Err(_) => {}
             }
-            _ => Ok(()),
-        };
-        match looked.and(swept_now) {
-            Ok(()) if !well => tracing::info!("the queue is reached again"),
-            Err(error) if well => tracing::warn!(%error, "the queue is not as it should be"),
-            _ => {}
+            well = self.broker.is_up();
+            tokio::time::sleep(LOOK).await;
         }
-        well = broker.is_up();
-        tokio::time::sleep(LOOK).await;
+    }
+
+    async fn look(&mut self) -> Result<(), EngineError> {
+        if !self.broker.is_up() {
+            self.broker.prepare().await?;
+        }
+        self.reading.go_on(&self.broker).await?;
+        match count(&self.broker).await {
+            Ok(counted) => *self.depth.lock().unwrap_or_else(PoisonError::into_inner) = counted,
+            Err(error) => {
+                // It may have lost its disk.
+                self.failures = None;
+                self.broker.prepare().await?;
+                return Err(error);
+            }
+        }
+        if self.broker.settings.sets_limits {
+            self.end_failures().await?;
+            if self.swept.elapsed() > SWEEP {
+                self.swept = Instant::now();
+                sweep(&self.broker).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Each word of a failure is in a stream of its own, so that it is heard even if nobody listened when it was said.
+    async fn end_failures(&mut self) -> Result<(), EngineError> {
+        let consumer = match &self.failures {
+            Some(consumer) => consumer,
+            None => self.failures.insert(failures(&self.broker).await?),
+        };
+        let batch = consumer.fetch().max_messages(AT_ONCE).messages().await;
+        let mut batch = batch.map_err(failed("reading failures"))?;
+        while let Some(message) = batch.next().await {
+            let message = message.map_err(failed("reading failures"))?;
+            if let Ok(advisory) = serde_json::from_slice::<Advisory>(&message.payload) {
+                end_failure(&self.broker, &advisory).await?;
+            }
+            message.double_ack().await.map_err(failed("reading failures"))?;
+        }
+        Ok(())
     }
 }
 
-async fn look(broker: &Broker, reading: &mut Reading, depth: &Mutex<Depth>) -> Result<(), EngineError> {
-    if !broker.is_up() {
-        broker.prepare().await?;
-    }
-    reading.go_on(broker).await?;
-    match count(broker).await {
-        Ok(counted) => *depth.lock().unwrap_or_else(PoisonError::into_inner) = counted,
-        Err(error) => {
-            // It may have lost its disk.
-            broker.prepare().await?;
-            return Err(error);
-        }
-    }
-    if broker.settings.sets_limits { end_failures(broker).await } else { Ok(()) }
+/// One consumer for all processes: each failure is ended by one of them.
+async fn failures(broker: &Broker) -> Result<PullConsumer, EngineError> {
+    let config =
+        pull::Config { durable_name: Some("janitor".into()), ack_wait: LEASE, ..pull::Config::default() };
+    broker.context.create_consumer_on_stream(config, FAILURES).await.map_err(failed("reading failures"))
 }
 
 async fn count(broker: &Broker) -> Result<Depth, EngineError> {
@@ -83,24 +118,6 @@ async fn count(broker: &Broker) -> Result<Depth, EngineError> {
 struct Advisory {
     stream_seq: u64,
     deliveries: u64,
-}
-
-/// Each such word is in a stream of its own, so that it is heard even if nobody listened when it was said.
-async fn end_failures(broker: &Broker) -> Result<(), EngineError> {
-    let config =
-        pull::Config { durable_name: Some("janitor".into()), ack_wait: LEASE, ..pull::Config::default() };
-    let consumer = broker.context.create_consumer_on_stream(config, FAILURES).await;
-    let consumer: PullConsumer = consumer.map_err(failed("reading failures"))?;
-    let batch = consumer.fetch().max_messages(AT_ONCE).messages().await;
-    let mut batch = batch.map_err(failed("reading failures"))?;
-    while let Some(message) = batch.next().await {
-        let message = message.map_err(failed("reading failures"))?;
-        if let Ok(advisory) = serde_json::from_slice::<Advisory>(&message.payload) {
-            end_failure(broker, &advisory).await?;
-        }
-        message.double_ack().await.map_err(failed("reading failures"))?;
-    }
-    Ok(())
 }
 
 async fn end_failure(broker: &Broker, advisory: &Advisory) -> Result<(), EngineError> {

@@ -3,11 +3,11 @@
 //!
 //! - `IMAGE_JOBS`: jobs, each until it is done. A worker has a lease on the one it makes, and renews it only while the job
 //!   gets on; a job whose lease runs out goes to another worker. [`worker`] is that side of it.
-//! - `IMAGE_EVENTS`: what happens to each job, for whoever watches ([`follow`]). Its last event is its end: the server takes one
+//! - `IMAGE_EVENTS`: what happens to each job, for whoever watches (`follow`). Its last event is its end: the server takes one
 //!   and refuses every other, so that a job that was made twice has one result, and a cancelled one has none.
 //! - `IMAGE_INPUTS`, `IMAGE_RESULTS`: object stores for pictures.
 //! - `IMAGE_MODELS`: what the workers have ([`catalog`]).
-//! - `IMAGE_FAILURES`: jobs that were delivered as often as may be ([`janitor`] ends them).
+//! - `IMAGE_FAILURES`: jobs that were delivered as often as may be (`janitor` ends them).
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -94,7 +94,7 @@ impl NatsQueue {
         });
         let broker = Broker::connect(settings).await?;
         let (announced, catalog) = watch::channel(Catalog::default());
-        tokio::spawn(janitor::keep_in_order(broker.clone(), announced, depth.clone()));
+        tokio::spawn(janitor::Janitor::new(broker.clone(), announced, depth.clone()).run());
         let (awaited, closed) = (Awaited::default(), AtomicBool::new(false));
         Ok(Self { shared: Arc::new(Shared { broker, catalog, depth, callers, awaited, closed }) })
     }

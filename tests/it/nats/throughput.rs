@@ -82,13 +82,15 @@ struct Overhead {
     /// Medians: until a job is accepted, and until its result is there, less its only step.
     accepted: Duration,
     answered: Duration,
+    /// A request that asks for nothing, beside them: what the machine takes for any.
+    health: Duration,
 }
 
 impl Overhead {
     /// Over jobs one after another.
     fn of(cluster: &Cluster, jobs: u32) -> Self {
         let api = cluster.api0();
-        let (mut accepted, mut answered) = (Vec::new(), Vec::new());
+        let (mut accepted, mut answered, mut health) = (Vec::new(), Vec::new(), Vec::new());
         let before = api.server.processor_time();
         for seed in 0..jobs {
             let begun = Instant::now();
@@ -97,8 +99,15 @@ impl Overhead {
             assert_eq!(api.get(&format!("/jobs/{id}/result?wait=60")).status, 200);
             answered.push(begun.elapsed().saturating_sub(STEP));
         }
+        let processor = (api.server.processor_time() - before) / jobs;
+        for _ in 0..jobs {
+            let begun = Instant::now();
+            assert_eq!(api.get("/health").status, 200);
+            health.push(begun.elapsed());
+        }
         Self {
-            processor: (api.server.processor_time() - before) / jobs,
+            processor,
+            health: quantile(&health, 0.5),
             accepted: quantile(&accepted, 0.5),
             answered: quantile(&answered, 0.5),
         }
@@ -107,11 +116,12 @@ impl Overhead {
 
 impl std::fmt::Display for Overhead {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { processor, accepted, answered } = self;
-        let (processor, accepted, answered) = (ms(*processor), ms(*accepted), ms(*answered));
+        let [processor, accepted, answered, health] =
+            [self.processor, self.accepted, self.answered, self.health].map(ms);
         write!(
             f,
-            "{processor} of the API's processor, {accepted} until accepted, {answered} in all beside the engine"
+            "{processor} of the API's processor, {accepted} until accepted, {answered} in all beside the engine, \
+             where GET /health takes {health}"
         )
     }
 }
