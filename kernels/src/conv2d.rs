@@ -2,11 +2,11 @@
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use crate::Activation;
 use crate::cpu::{self, Epilogue, Level, PackedWeight, Rows, Shared};
 use crate::gpu::{self, Launch};
 use crate::linear::epilogue_on_gpu;
 use crate::weight::{ReplaceableWeight, Weight};
+use crate::{Activation, RowSource};
 
 /// Zero rows and columns added around the input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,17 +46,41 @@ pub struct Conv2d {
 impl Conv2d {
     /// `weight`: `(out, in, kernel height, kernel width)` as checkpoints store it; `bias`: `(out)`.
     pub fn new(weight: &Tensor, bias: Option<&Tensor>, stride: usize, padding: Padding) -> Result<Self> {
-        let shape = weight.dims4()?;
+        Self::with(ReplaceableWeight::new(&held(weight)?)?, weight.dims4()?, bias, stride, padding)
+    }
+
+    /// Filters on the CPU that are read from `source` and held in `dtype`: that of the source, or f32.
+    pub fn from_rows(
+        source: &dyn RowSource,
+        dtype: DType,
+        bias: Option<&Tensor>,
+        stride: usize,
+        padding: Padding,
+    ) -> Result<Self> {
+        let &[out, channels, height, width] = source.dims() else {
+            bail!("conv2d: filters have four dimensions, not {:?}", source.dims());
+        };
+        let weight = ReplaceableWeight::from_rows(source, dtype)?;
+        Self::with(weight, (out, channels, height, width), bias, stride, padding)
+    }
+
+    fn with(
+        weight: ReplaceableWeight,
+        shape: (usize, usize, usize, usize),
+        bias: Option<&Tensor>,
+        stride: usize,
+        padding: Padding,
+    ) -> Result<Self> {
         let bias = bias.map(|b| b.to_dtype(DType::F32)?.contiguous()).transpose()?;
         if let Some(b) = &bias
             && b.dims() != [shape.0]
         {
-            bail!("conv2d: the bias has shape {:?}, the weight {:?}", b.dims(), weight.dims());
+            bail!("conv2d: the bias has shape {:?}, the filters {shape:?}", b.dims());
         }
         if stride == 0 {
             bail!("conv2d: the stride is 0, it must be at least 1");
         }
-        Ok(Self { weight: ReplaceableWeight::new(&held(weight)?)?, bias, shape, stride, padding })
+        Ok(Self { weight, bias, shape, stride, padding })
     }
 
     /// `(out, in, kernel height, kernel width)`.
@@ -70,6 +94,15 @@ impl Conv2d {
             bail!("conv2d: filters of shape {:?} cannot replace {:?}", weight.dims(), self.shape);
         }
         self.weight.replace(&held(weight)?)
+    }
+
+    /// The same with filters that are read on the CPU; as for [`Self::from_rows`].
+    pub fn replace_rows(&self, source: &dyn RowSource, dtype: DType) -> Result<()> {
+        let (out, channels, height, width) = self.shape;
+        if source.dims() != [out, channels, height, width] {
+            bail!("conv2d: filters of shape {:?} cannot replace {:?}", source.dims(), self.shape);
+        }
+        self.weight.replace_rows(source, dtype)
     }
 
     /// `x`: `(batch, height, width, in)`; returns `(batch, out height, out width, out)`.

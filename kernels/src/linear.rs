@@ -7,7 +7,7 @@ use candle_core::{D, DType, Device, Result, Tensor, bail};
 use crate::cpu::{self, Epilogue, Level, PackedWeight, Rows, Shared};
 use crate::gpu::{self, Launch};
 use crate::weight::{ReplaceableWeight, Weight};
-use crate::{Activation, EncodedWeight, LowRank};
+use crate::{Activation, EncodedWeight, LowRank, RowSource};
 
 /// A linear layer that owns its weight in the layout its device wants.
 #[derive(Debug)]
@@ -37,6 +37,14 @@ impl Linear {
     /// with block formats, and may round activations to eight bits.
     pub fn encoded(weight: &EncodedWeight, bias: Option<&Tensor>, device: &Device) -> Result<Self> {
         Self::with(ReplaceableWeight::encoded(weight, device)?, weight.dims(), bias)
+    }
+
+    /// A layer on the CPU whose weight is read from `source`, `(out, in)`, and held in `dtype`: that of the source, or f32.
+    pub fn from_rows(source: &dyn RowSource, dtype: DType, bias: Option<&Tensor>) -> Result<Self> {
+        let &[out_features, in_features] = source.dims() else {
+            bail!("linear: a weight of shape {:?} is no matrix", source.dims());
+        };
+        Self::with(ReplaceableWeight::from_rows(source, dtype)?, (out_features, in_features), bias)
     }
 
     /// A layer whose weight is not in memory: [`Self::replace_weight`] brings it, and [`Self::forward`] needs it.
@@ -84,6 +92,12 @@ impl Linear {
     pub fn replace_encoded(&self, weight: &EncodedWeight, device: &Device) -> Result<()> {
         self.same_shape(&[weight.dims().0, weight.dims().1])?;
         self.weight.replace_encoded(weight, device)
+    }
+
+    /// Puts a weight that is read on the CPU in place of the present one; as for [`Self::from_rows`].
+    pub fn replace_rows(&self, source: &dyn RowSource, dtype: DType) -> Result<()> {
+        self.same_shape(source.dims())?;
+        self.weight.replace_rows(source, dtype)
     }
 
     /// Whether a bias is added.
@@ -420,7 +434,7 @@ mod tests {
                 let weight = encoded(format, out, depth)?;
                 let decoded = weight.decode(&Device::Cpu)?;
                 let (x, b) = (random((rows, depth), 1)?, random(out, 2)?);
-                let (packed, wide) = (PackedWeight::encoded(&weight), PackedWeight::new(&decoded)?);
+                let (packed, wide) = (PackedWeight::encoded(&weight)?, PackedWeight::new(&decoded)?);
                 assert!(f64s(&decoded)?.iter().any(|&v| v != 0.0), "{format:?}");
                 for level in Level::available() {
                     let run = |w| on_cpu(level, &x, w, Some(&b), Activation::Silu, None, vec![rows, out]);

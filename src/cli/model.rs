@@ -94,7 +94,7 @@ impl Choice {
     }
 
     /// What the source or its fallback is, by its configs, and about how many bytes its weights take.
-    fn describe(&self) -> Result<(ModelInfo, u64), EngineError> {
+    pub(super) fn describe(&self) -> Result<(ModelInfo, u64), EngineError> {
         match (Pipeline::describe(&self.source), &self.fallback) {
             (Err(_), Some(fallback)) => {
                 let (info, bytes) = Pipeline::describe(fallback)?;

@@ -13,11 +13,13 @@ use super::runpod::{Worker, health_port};
 use crate::api::edge::Edge;
 use crate::api::{App, Jobs, LoraRegistry, Operations, server};
 use crate::engine::pipeline::PipelineBackend;
-use crate::engine::{Engine, EngineError, EngineSettings, ModelEntry, Preset};
+use crate::engine::{Engine, EngineError, EngineSettings, Loading, ModelEntry, Preset};
 use crate::picture::use_png_compression;
 use crate::queue::{JobQueue, Limits, LocalQueue};
 use crate::settings::{Capacity, ServeArgs, is_loopback, limit};
 
+/// How often the log tells how much of the model was read.
+const LOADING_LINE_EVERY: Duration = Duration::from_secs(5);
 /// How long the engine's thread has to end once its last job is answered.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -130,7 +132,19 @@ fn settings(capacity: &Capacity) -> EngineSettings {
 }
 
 async fn announce(engine: Engine) {
-    match engine.model().await {
+    let mut loaded = std::pin::pin!(engine.model());
+    let model = loop {
+        match tokio::time::timeout(LOADING_LINE_EVERY, &mut loaded).await {
+            Ok(model) => break model,
+            Err(_) => {
+                if let Some(Loading { model, read_bytes, weight_bytes }) = engine.loading() {
+                    let gb = |bytes: u64| format!("{:.1} GB", bytes as f64 / 1e9);
+                    tracing::info!(model, read = gb(read_bytes), of = gb(weight_bytes), "loading");
+                }
+            }
+        }
+    };
+    match model {
         Ok(info) => {
             tracing::info!(model = info.name, family = info.family.name(), device = info.device, "ready");
             if info.random_weights {

@@ -78,6 +78,10 @@ impl GgufFile {
         &self.metadata
     }
 
+    pub(super) fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
     /// Reads rows of one tensor, or all of it, as they lie.
     pub fn stored(&self, name: &str, rows: Option<Range<usize>>) -> Result<Stored> {
         let entry =

@@ -8,7 +8,9 @@ pub mod flux_keys;
 pub mod flux_shape;
 pub mod folder;
 pub mod gguf_file;
+mod meter;
 pub mod published;
+mod row_reader;
 mod row_scales;
 pub mod safetensors_file;
 pub mod stored;
@@ -20,4 +22,5 @@ pub mod weights;
 
 pub use file::CheckpointFile;
 pub use folder::ModelFolder;
+pub use meter::bytes_read;
 pub use weights::{Layer, Weights};

@@ -132,6 +132,10 @@ impl SafetensorsFile {
         self.stored(name, None)?.tensor(device)
     }
 
+    pub(super) fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
     /// Reads rows of one tensor, or all of it, as they lie.
     pub fn stored(&self, name: &str, rows: Option<Range<usize>>) -> Result<Stored> {
         let entry =

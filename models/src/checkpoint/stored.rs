@@ -6,6 +6,7 @@ use aquatint_kernels::{EncodedWeight, Format};
 use candle_core::{DType, Device, Tensor};
 
 use super::bytes::Bytes;
+use super::meter;
 use crate::Result;
 
 /// What a tensor's elements are stored as.
@@ -66,6 +67,7 @@ impl Entry {
         }
         let mut data = vec![0u8; len as usize];
         bytes.read_at(&mut data, at).map_err(|e| e.to_string())?;
+        meter::count(&data);
         Ok(Stored { stored_type: self.stored_type, shape, data, row_scales: None })
     }
 }

@@ -11,6 +11,7 @@ use std::path::Path;
 use candle_core::{DType, Device};
 
 use super::file::CheckpointFile;
+use super::row_reader::RowReader;
 use super::stored::{Stored, StoredType};
 use super::{flux_keys, row_scales, t5_gguf_names};
 use crate::{Error, Result};
@@ -164,6 +165,16 @@ impl Views {
     pub fn read(&self, name: &str) -> Result<Stored> {
         let Some(view) = self.views.get(name) else { return Err(self.missing(name)) };
         self.stretches(view, &view.rows)
+    }
+
+    /// A tensor of f32, f16 or bf16 without scales, to be read row by row as `dims`, which must have as many rows;
+    /// `None` for others.
+    pub(super) fn rows(&self, name: &str, dims: Vec<usize>) -> Option<RowReader<'_>> {
+        let view = self.views.get(name)?;
+        let file = self.files.get(view.file)?;
+        let entry = file.entries().get(&view.tensor)?;
+        let dtype = RowReader::reads(entry.stored_type).filter(|_| view.scales.is_none())?;
+        Some(RowReader { file, entry, stretches: &view.rows, dims, dtype })
     }
 
     /// Reads some rows of a tensor as they are stored.
