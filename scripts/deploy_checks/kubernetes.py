@@ -124,7 +124,7 @@ def scaling(of_kind):
 
 def queue_names(of_kind, metadata):
     """The stream and the consumer are those that workers make for the model that is set."""
-    if (ROOT / "src/queue/nats").exists() and f'"{metadata["stream"]}"' not in "".join(read(path) for path in tracked("src/queue")):
+    if f'"{metadata["stream"]}"' not in "".join(read(path) for path in tracked("src/queue")):
         yield f"the queue has no stream {metadata['stream']}"
     settings = next(thing["data"] for thing in of_kind["ConfigMap"].values() if "SD_MODEL_ID" in thing["data"])
     model = settings["SD_MODEL_ID"].rsplit("/", 1)[-1]

@@ -88,13 +88,8 @@ def commands():
 def names():
     variables, flags = reference()
     sources = "".join(read(path) for path in tracked("src"))
-    if (ROOT / "src/weights").exists():
-        yield from (f"docs/configuration.md: nothing reads {name}" for name in sorted(variables) if f'"{name}"' not in sources)
+    yield from (f"docs/configuration.md: nothing reads {name}" for name in sorted(variables) if f'"{name}"' not in sources)
     known = variables | FOREIGN
-    if not (ROOT / "src/queue/nats").exists():
-        known |= {"AQUATINT_QUEUE", "AQUATINT_QUEUE_REPLICAS", "AQUATINT_LEASE_SECONDS", "AQUATINT_MAX_DELIVERIES"}
-        flags["serve"].add("--role")
-        flags["doctor"] = {"--nats-monitor"}
     for path, name in environments():
         if name not in known:
             yield f"{path}: there is no variable {name}"
