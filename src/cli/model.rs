@@ -122,6 +122,7 @@ impl Choice {
             refiner,
             refiner_starts_at: Some(args.denoising_end),
             textual_inversions,
+            fitting_textual_inversions: Vec::new(),
             t5,
             memory_bytes: args.memory.map(|gib| (gib * (1u64 << 30) as f64) as u64),
         };
