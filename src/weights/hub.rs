@@ -237,11 +237,11 @@ impl Online {
         let cache = RepoCache::new(&self.environment.cache, &id.repo());
         let snapshot = cache.snapshot(&commit);
         let may_be_pipeline = matches!(want, Want::Pipeline(_) | Want::Any(_)) && id.file.is_none();
-        let index = match files.contains_key("model_index.json") {
-            true if may_be_pipeline => {
+        let index = match files.get("model_index.json") {
+            Some(bytes) if may_be_pipeline => {
                 let path = snapshot.join("model_index.json");
                 if !path.is_file() {
-                    let progress = Progress::new(id.repo(), 1, 0);
+                    let progress = Progress::new(id.repo(), 1, *bytes);
                     self.file(&cache, &id, &commit, "model_index.json", &progress).await?;
                 }
                 let bytes = std::fs::read(&path).map_err(|error| Error::disk(&path, &error))?;

@@ -294,7 +294,7 @@ struct Part<'a> {
 
 impl Drop for Part<'_> {
     fn drop(&mut self) {
-        if self.disk_failed.load(Ordering::Relaxed) {
+        if self.bytes == 0 || self.disk_failed.load(Ordering::Relaxed) {
             self.discard();
         }
     }

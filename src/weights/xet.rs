@@ -26,8 +26,14 @@ pub(super) async fn fetch(
     let staging = Staging(cache.incomplete(&remote.etag).with_extension("chunks"));
     let aside = Environment { cache: staging.0.clone(), ..environment.clone() };
     let client: HFClient = super::listing::client(&aside, http).map_err(|error| error.to_string())?;
-    let download = client.model(&id.owner, &id.name).download_file();
-    let path = download.filename(file).revision(commit).send().await.map_err(|error| error.to_string())?;
+    let repo = client.model(&id.owner, &id.name);
+    let path = repo
+        .download_file()
+        .filename(file)
+        .revision(commit)
+        .send()
+        .await
+        .map_err(|error| error.to_string())?;
     let check = || -> std::io::Result<bool> {
         let path = path.canonicalize()?;
         if !digest.is_of(&path)? {

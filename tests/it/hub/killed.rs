@@ -1,5 +1,6 @@
 //! Row 23: a download is killed at many moments, and started again.
 
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use super::*;
@@ -18,7 +19,8 @@ fn kills_leave_nothing_wrong_behind() {
         // From the first byte of a listing to the last one of the last file.
         let moment = bytes * kill / (kills - 1);
         world.hub.allow(Some(moment));
-        let mut child = world.command(&[], &["models", "pull", "org/tiny"]).spawn().unwrap();
+        let mut pull = world.command(&[], &["models", "pull", "org/tiny"]);
+        let mut child = pull.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         world.hub.wait_until_spent(Duration::from_secs(10));
         if moment == bytes {
             // Everything is there but for its names.

@@ -42,7 +42,7 @@ fn a_server_paints_with_a_model_of_the_hub() {
     let arguments = ["--add-model", "second=org/emoji", "--add-lora", "two-colours=org/duotone"];
     let mut server = Running::start(&world.folder, &variables, &arguments);
     let paint = |body: &str| server.ask("POST", "/generate", &[], body);
-    let plain = r#"{"prompt": "a red apple", "config": {"numImages": 1, "steps": 1, "seed": 5}}"#;
+    let plain = r#"{"prompt": "a red apple", "aspectRatio": "1:1", "config": {"numImages": 1, "steps": 1, "seed": 5}}"#;
     let painted = paint(plain);
     assert_eq!(painted.status, 200, "{}\n{}", painted.body_text(), server.log());
     let health = server.ask("GET", "/health", &[], "");
@@ -92,8 +92,12 @@ fn a_folder_may_hold_embeddings_beside_loras() {
     world.folder.write("loras/fits-not.safetensors", &embedding(channels + 1));
     world.folder.write("loras/two-colours.safetensors", &lora());
     let mut server = Running::start(&world.folder, &[], &["--lora-dir", "loras"]);
-    let painted =
-        server.ask("POST", "/generate", &[], r#"{"prompt": "fits", "config": {"numImages": 1, "steps": 1}}"#);
+    let painted = server.ask(
+        "POST",
+        "/generate",
+        &[],
+        r#"{"prompt": "fits", "aspectRatio": "1:1", "config": {"numImages": 1, "steps": 1}}"#,
+    );
     assert_eq!(painted.status, 200, "{}", painted.body_text());
     let listed = server.ask("GET", "/sdapi/v1/embeddings", &[], "");
     let listed: serde_json::Value = serde_json::from_slice(&listed.body).unwrap();

@@ -14,6 +14,8 @@ use sha2::{Digest, Sha256};
 
 /// The commit of every repository.
 pub(crate) const COMMIT: &str = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c";
+/// What else names it.
+const REVISIONS: [&str; 3] = ["main", "v1.0", COMMIT];
 /// The token that may read what is gated.
 pub(crate) const TOKEN: &str = "hf_standin";
 /// Entries on one page of a listing.
@@ -257,7 +259,7 @@ impl Shared {
             [owner, "renamed", "resolve", rest @ ..] => {
                 Answer::new(307, "").with("location", format!("/{owner}/tiny/resolve/{}", rest.join("/")))
             }
-            [owner, name, "resolve", COMMIT, file @ ..] => {
+            [owner, name, "resolve", revision, file @ ..] if REVISIONS.contains(revision) => {
                 self.resolve(&format!("{owner}/{name}"), &file.join("/"), asked)
             }
             _ => Answer::new(404, r#"{"error":"not found"}"#),
@@ -273,7 +275,7 @@ impl Shared {
             return Answer::new(401, r#"{"error":"Invalid username or password."}"#)
                 .with("x-error-code", "RepoNotFound");
         }
-        if !["main", "v1.0", COMMIT].contains(&revision) {
+        if !REVISIONS.contains(&revision) {
             return Answer::new(404, r#"{"error":"Invalid rev id"}"#)
                 .with("x-error-code", "RevisionNotFound");
         }
