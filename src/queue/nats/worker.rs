@@ -15,7 +15,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use futures_util::{StreamExt, TryFutureExt};
 use image::RgbImage;
-use tokio::sync::watch;
+use tokio::sync::watch::{self, error::RecvError};
 use tokio::task::JoinSet;
 
 use super::broker::{Broker, JOBS, failed};
@@ -35,6 +35,8 @@ const FETCH_OF_MANY: Duration = Duration::from_millis(100);
 const PAUSE: Duration = Duration::from_millis(500);
 /// Loading, merging and encoding come before the first step, and tell nothing meanwhile.
 const START_GRACE: Duration = Duration::from_secs(600);
+/// Steps are told no faster than anybody looks: each word is a write to the server's disk.
+const TELL: Duration = Duration::from_millis(200);
 /// Models are announced anew after this time.
 const ANNOUNCE: Duration = Duration::from_secs(3600);
 /// Previews are looked at for a moment.
@@ -263,12 +265,12 @@ impl Delivery {
                 },
                 Some(_) = cancelled.next() => return Err(Refused::Over(None)),
                 () = told_to_end(stop) => return Err(Refused::Later),
-                Ok(()) = progress.changed() => {
+                Ok(()) = told.until_news(&mut progress) => {
                     let now = progress.borrow_and_update().clone();
-                    lease.saw(&now);
                     self.tell(&now, &mut told).await;
                 }
                 _ = renewal.tick() => {
+                    lease.saw(&progress.borrow());
                     if lease.is_earned() {
                         let _or_it_runs_out = self.message.ack_with(AckKind::Progress).await;
                     }
@@ -281,6 +283,7 @@ impl Delivery {
         }
     }
 
+    /// What is not told for that the connection is down is not missed: the next word says as much.
     async fn tell(&self, now: &Progress, told: &mut Told) {
         for event in told.news(now).await {
             if let Err(error) = self.broker.publish_event(&self.id, &event).await {
@@ -364,14 +367,24 @@ impl Lease {
 /// What has been told of a job.
 #[derive(Default)]
 struct Told {
+    at: Option<Instant>,
     progress: Option<JobEvent>,
     preview: Option<Arc<RgbImage>>,
 }
 
 impl Told {
+    /// Waits for a change, and until it is time to tell of one.
+    async fn until_news(&self, progress: &mut watch::Receiver<Progress>) -> Result<(), RecvError> {
+        if let Some(at) = self.at {
+            tokio::time::sleep_until((at + TELL).into()).await;
+        }
+        progress.changed().await
+    }
+
     /// What is to be told now.
     async fn news(&mut self, now: &Progress) -> Vec<JobEvent> {
         let mut news = Vec::new();
+        self.at = Some(Instant::now());
         let decoding = match now.phase {
             JobPhase::Running => false,
             JobPhase::Decoding => true,
