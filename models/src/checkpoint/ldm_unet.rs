@@ -120,7 +120,7 @@ impl LdmUnet {
 /// A name whose beginning is that of a module, with the module's other name there.
 fn renamed(modules: &BTreeMap<String, String>, name: &str) -> Option<String> {
     let ends = name.match_indices('.').map(|(dot, _)| dot).chain([name.len()]);
-    let (end, module) = ends.filter_map(|end| Some((end, modules.get(name.get(..end)?)?))).last()?;
+    let (end, module) = ends.rev().find_map(|end| Some((end, modules.get(name.get(..end)?)?)))?;
     Some(format!("{module}{}", name.get(end..)?))
 }
 

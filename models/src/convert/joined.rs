@@ -85,13 +85,12 @@ fn original_shape(form: Form, shape: Vec<usize>) -> Vec<usize> {
 impl Rows {
     /// Their bytes one after the other, as they are stored.
     pub(super) fn bytes(self) -> Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        for part in self.parts {
-            let part =
-                if self.form == Form::Transposed { part.transposed().map_err(Error::invalid)? } else { part };
-            bytes.extend(part.data);
-        }
-        Ok(bytes)
+        let bytes = |part: Stored| match self.form {
+            Form::Transposed => Ok(part.transposed().map_err(Error::invalid)?.data),
+            _ => Ok(part.data),
+        };
+        let mut parts = self.parts.into_iter().map(bytes).collect::<Result<Vec<_>>>()?;
+        Ok(if parts.len() == 1 { parts.swap_remove(0) } else { parts.concat() })
     }
 
     /// Their values one after the other.
