@@ -45,7 +45,7 @@ pub enum Command {
 /// The model and where it runs.
 #[derive(Args, Clone, Debug)]
 pub struct ModelArgs {
-    /// Model in the diffusers layout: a folder, or org/name[@revision][:variant] of the Hugging Face hub, which is
+    /// Model in the diffusers layout: a folder, or `org/name[@revision][:variant]` of the Hugging Face hub, which is
     /// downloaded. Without it /repository, where a platform has mounted one, else the built-in model
     #[arg(long, value_name = "DIR|ID", env = "SD_MODEL_ID")]
     pub model: Option<String>,
