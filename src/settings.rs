@@ -53,8 +53,8 @@ pub enum Command {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
-    /// Model: a folder in the diffusers layout, a single file (safetensors, or GGUF), or org/name[@revision][:variant] of
-    /// the Hugging Face hub, which is downloaded. Without it /repository, where a platform has mounted one, else the
+    /// Model: a folder in the diffusers layout, a single file (safetensors, or GGUF), or `org/name[@revision][:variant]`
+    /// of the Hugging Face hub, which is downloaded. Without it /repository, where a platform has mounted one, else the
     /// built-in model
     #[arg(long, value_name = "PATH|ID", env = "SD_MODEL_ID")]
     pub model: Option<String>,

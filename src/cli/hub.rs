@@ -52,9 +52,9 @@ impl Finder {
         self.find(flag, path, &Want::Pipeline(self.variant.clone()))
     }
 
-    /// A pipeline of the hub as far as its configs go; `None` where the text names something on this disk.
+    /// A pipeline of the hub as far as its configs go; `None` where the text names something on this disk, or one file.
     pub(super) fn download(&self, flag: &str, text: &str) -> Result<Option<Download>, Failure> {
-        let Some(id) = meant(Path::new(text)) else { return Ok(None) };
+        let Some(id) = meant(Path::new(text)).filter(|id| id.file.is_none()) else { return Ok(None) };
         let named = |error| explain(flag, &id, error);
         let hub = self.hub().map_err(named)?.clone();
         let plan = hub.plan(&id, &Want::Pipeline(self.variant.clone())).map_err(named)?;

@@ -53,6 +53,8 @@ impl Origin {
         match &self.source {
             ModelSource::Builtin => "builtin".to_owned(),
             ModelSource::Dummy(Dummy::Published(model)) => model.name.to_owned(),
+            // Files in the hub's cache are links to blobs, whose names say nothing.
+            ModelSource::Folder(path) if path.is_file() => name_of(path),
             // `models/sdxl/.` and `.` are named as what they are.
             ModelSource::Dummy(Dummy::Folder(path)) | ModelSource::Folder(path) => {
                 name_of(&path.canonicalize().unwrap_or_else(|_| path.clone()))
@@ -198,8 +200,9 @@ fn origin(flag: &str, text: &str, finder: &Finder) -> Result<Origin, Failure> {
             download: Some(download),
         });
     }
-    folder(flag, Path::new(text), DIFFUSERS)?;
-    Ok(Origin::here(ModelSource::Folder(text.into())))
+    let path = finder.file(flag, Path::new(text))?;
+    folder(flag, &path, DIFFUSERS)?;
+    Ok(Origin::here(ModelSource::Folder(path)))
 }
 
 /// All models of a server: `choice` is the default one, to which the captioning model belongs.

@@ -53,7 +53,7 @@ pub struct ListArgs {
 /// `aquatint models pull`
 #[derive(Args, Clone, Debug)]
 pub struct PullArgs {
-    /// org/name[/file][@revision][:variant]: a pipeline, a single model, or a file such as a LoRA
+    /// `org/name[/file][@revision][:variant]`: a pipeline, a single model, or a file such as a LoRA
     #[arg(value_name = "ID", required = true)]
     pub ids: Vec<String>,
     /// fp16 takes the smaller files where there are such; others take the full ones

@@ -104,10 +104,9 @@ impl Hub {
     /// When there is no such repository, revision or file, or no way to know.
     pub fn plan(&self, id: &HubId, want: &Want) -> Result<Plan, Error> {
         let want = &with_variant(id, want)?;
-        let caches = self.environment.mounted_caches.iter();
-        if let Some(plan) =
-            caches.filter_map(|cache| cached(RepoCache::new(cache, &id.repo()), id, want).ok()).next()
-        {
+        let mut caches = self.environment.mounted_caches.iter();
+        let mounted = caches.find_map(|cache| cached(RepoCache::new(cache, &id.repo()), id, want).ok());
+        if let Some(plan) = mounted {
             tracing::info!(%id, path = %plan.path.display(), "found in a mounted cache");
             return Ok(plan);
         }

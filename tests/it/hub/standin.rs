@@ -253,7 +253,7 @@ impl Shared {
             ["api", "models", owner, name, "revision", revision] => {
                 self.info(&format!("{owner}/{name}"), revision)
             }
-            ["api", "models", owner, name, "tree", COMMIT] => {
+            ["api", "models", owner, name, "tree", revision] if REVISIONS.contains(revision) => {
                 self.tree(&format!("{owner}/{name}"), path, query)
             }
             [owner, "renamed", "resolve", rest @ ..] => {
