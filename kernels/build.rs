@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+/// What [`TARGETS`] is replaced by PTX of, to run an older generation's code on a newer GPU: `75` or `80`.
+const ONLY: &str = "AQUATINT_KERNELS_AS";
+
 /// Machine code for the T4, for the A100 and what follows it (A10G and L4 run it too), and for Hopper; and PTX, which
 /// the driver compiles for what comes after them.
 const TARGETS: [&str; 4] = [
@@ -23,8 +26,11 @@ fn main() {
         return;
     }
     println!("cargo::rerun-if-changed=src");
-    for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH"] {
+    for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", ONLY] {
         println!("cargo::rerun-if-env-changed={variable}");
+    }
+    if let Ok(of) = env::var(ONLY) {
+        println!("cargo::rustc-env={ONLY}={of}");
     }
     if let Err(reason) = compile_all() {
         println!("cargo::error={reason}");
@@ -69,9 +75,10 @@ fn image(out: &Path, source: &Path) -> PathBuf {
 fn compile(source: &Path, image: &Path) -> Result<(), String> {
     let mut command = Command::new(nvcc());
     command.args(["-fatbin", "--compress-mode=size", "-std=c++17", "-O3", "-I", "src"]);
-    for target in TARGETS {
-        command.args(["-gencode", target]);
-    }
+    match env::var(ONLY) {
+        Ok(of) => command.args(["-gencode", &format!("arch=compute_{of},code=compute_{of}")]),
+        Err(_) => command.args(TARGETS.iter().flat_map(|target| ["-gencode", target])),
+    };
     let output = command.arg("-o").arg(image).arg(source).output();
     let output =
         output.map_err(|e| format!("{}: {e}; scripts/cuda-home.sh gets a toolkit", nvcc().display()))?;

@@ -28,5 +28,5 @@ done
 STAND_IN
 chmod +x "$target/bin/nvcc"
 CUDA_COMPUTE_CAP=80 NVCC="$target/bin/nvcc" PATH="$target/bin:$PATH" CARGO_TARGET_DIR=$target \
-    cargo check --workspace --features cuda --quiet
+    cargo check --workspace --lib --bins --example component --features cuda --quiet
 cuda-loader/check.sh "$(dirname "$(ls -t "$target"/debug/build/aquatint-cuda-loader-*/out/jumps.s | head -1)")"

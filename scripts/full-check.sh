@@ -39,3 +39,13 @@ echo '== memory of a full-width SDXL step'
 scripts/memory-check.sh
 echo '== memory of FLUX, planned and measured'
 scripts/flux-memory-check.sh
+echo '== CUDA, for the three generations of GPUs: linked, and started without one'
+toolkit=$(scripts/cuda-home.sh)
+eval "$toolkit"
+for generation in 75 80 90; do
+    CUDA_COMPUTE_CAP=$generation cargo build --release --quiet --features cuda --bin aquatint --target-dir target/cuda-$generation
+    code=0
+    said=$(target/cuda-$generation/release/aquatint generate x --device cuda 2>&1) || code=$?
+    # On a machine with a GPU it draws a picture.
+    [ $code -eq 0 ] || { [ $code -eq 2 ] && grep 'no usable GPU' <<<"$said"; }
+done

@@ -1,9 +1,10 @@
 """component.rs with diffusers: one UNet step, FLUX step, VAE decode or T5 run on the same weights and inputs, in f32, two
-threads.
+threads. With AQUATINT_DEVICE=cuda in f16 on the first GPU, with AQUATINT_COMPILE=1 through torch.compile.
 
     .ref/bin/python benches/peers/component.py unet|vae|flux|t5 FOLDER SIDE BATCH RUNS
 """
 import json
+import os
 import pathlib
 import sys
 import time
@@ -15,11 +16,13 @@ from transformers import T5Config, T5EncoderModel
 
 kind, folder, side, batch, runs = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6])
 torch.set_num_threads(2)
+DEVICE = os.environ.get("AQUATINT_DEVICE", "cpu")
+TYPE = torch.float16 if DEVICE == "cuda" else torch.float32
 
 
 def wave(*shape):
     n = torch.Size(shape).numel()
-    return torch.sin(0.1 * torch.arange(n, dtype=torch.float32)).reshape(shape)
+    return torch.sin(0.1 * torch.arange(n, dtype=torch.float32)).reshape(shape).to(DEVICE, TYPE)
 
 
 def t5():
@@ -35,24 +38,31 @@ def main():
     kinds = dict(unet=UNet2DConditionModel, vae=AutoencoderKL, flux=FluxTransformer2DModel)
     model = t5() if kind == "t5" else kinds[kind].from_pretrained(folder).eval()
     config = model.config
+    model.to(DEVICE, TYPE)
+    if DEVICE == "cuda":
+        model.to(memory_format=torch.channels_last)
+    if os.environ.get("AQUATINT_COMPILE"):
+        entry = "decode" if kind == "vae" else "forward"
+        setattr(model, entry, torch.compile(getattr(model, entry), mode="max-autotune"))
     if kind == "unet":
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
         latents = wave(batch, config.in_channels, side, side)
         prompt = wave(batch, 77, config.cross_attention_dim)
-        ids = torch.tensor([[256.0, 256.0, 0.0, 0.0, 256.0, 256.0]] * batch)
+        ids = torch.tensor([[256.0, 256.0, 0.0, 0.0, 256.0, 256.0]] * batch).to(DEVICE, TYPE)
         added = dict(text_embeds=wave(batch, pooled), time_ids=ids)
-        run = lambda: model(latents, torch.tensor([500.0] * batch), prompt, added_cond_kwargs=added).sample
+        run = lambda: model(latents, torch.tensor([500.0] * batch).to(DEVICE), prompt, added_cond_kwargs=added).sample
     elif kind == "flux":
         x = wave(batch, config.in_channels // 4, side, side)
-        ids = FluxPipeline._prepare_latent_image_ids(batch, side // 2, side // 2, "cpu", torch.float32)
+        ids = FluxPipeline._prepare_latent_image_ids(batch, side // 2, side // 2, DEVICE, TYPE)
         args = dict(
             encoder_hidden_states=wave(1, 256, config.joint_attention_dim).expand(batch, -1, -1),
             pooled_projections=wave(1, config.pooled_projection_dim).expand(batch, -1),
-            txt_ids=torch.zeros(256, 3), img_ids=ids, guidance=torch.full((batch,), 3.5), timestep=torch.full((batch,), 0.5),
+            txt_ids=torch.zeros(256, 3).to(DEVICE, TYPE), img_ids=ids, guidance=torch.full((batch,), 3.5).to(DEVICE),
+            timestep=torch.full((batch,), 0.5).to(DEVICE, TYPE),
         )  # fmt: skip
         run = lambda: model(FluxPipeline._pack_latents(x, *x.shape), **args).sample
     elif kind == "t5":
-        ids = (torch.arange(side) * 600 % config.vocab_size).repeat(batch, 1)
+        ids = (torch.arange(side) * 600 % config.vocab_size).repeat(batch, 1).to(DEVICE)
         run = lambda: model(ids)[0]
     else:
         latents = wave(batch, config.latent_channels, side, side)
@@ -61,8 +71,10 @@ def main():
     for _ in range(runs):
         start = time.perf_counter()
         y = run()
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
         milliseconds.append((time.perf_counter() - start) * 1e3)
-    print(json.dumps(dict(milliseconds=milliseconds, magnitude=y.abs().mean().item())))
+    print(json.dumps(dict(milliseconds=milliseconds, magnitude=y.float().abs().mean().item())))
 
 
 main()

@@ -7,12 +7,16 @@
 //!
 //! Prints JSON: the milliseconds of each run, the mean of the output's magnitudes (for comparing with a peer's), the
 //! bytes of the weights and the process's peak resident bytes. `component.py` does the same with diffusers.
+//!
+//! With `AQUATINT_DEVICE=cuda` both compute on the first GPU, with weights and activations in f16.
 
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use aquatint_models::checkpoint::Weights;
+use aquatint_models::denoiser::flux::FluxOptions;
 use aquatint_models::denoiser::{
     AddedConditioning, Conditioning, FluxConditioning, FluxConfig, FluxContext, FluxTransformer,
     UNet2DCondition, UnetConfig,
@@ -30,7 +34,9 @@ fn main() -> Result<()> {
     let file = folder.join("diffusion_pytorch_model.safetensors");
     let bytes = file.metadata().context("the weights")?.len();
     let dtype = (bytes < 1 << 30).then_some(DType::F32);
-    let weights = Weights::open(kind, &[file], dtype, &Device::Cpu)?;
+    let device = device()?;
+    let dtype = if device.is_cpu() { dtype } else { Some(DType::F16) };
+    let weights = Weights::open(kind, &[file], dtype, device)?;
     let config = std::fs::read(folder.join("config.json"))?;
     let mut run: Box<dyn FnMut() -> Result<Tensor>> = match kind.as_str() {
         "unet" => unet(serde_json::from_slice(&config)?, &weights, side, batch)?,
@@ -44,8 +50,9 @@ fn main() -> Result<()> {
     for _ in 0..runs {
         let start = Instant::now();
         let output = run()?;
+        device.synchronize()?;
         milliseconds.push(start.elapsed().as_secs_f64() * 1e3);
-        magnitude = output.abs()?.mean_all()?.to_scalar::<f32>()?;
+        magnitude = output.to_dtype(DType::F32)?.abs()?.mean_all()?.to_scalar::<f32>()?;
     }
     let peak_bytes = peak_resident_bytes()?;
     let report = serde_json::json!({
@@ -55,11 +62,30 @@ fn main() -> Result<()> {
     Ok(())
 }
 
+/// The CPU, or the GPU where the environment asks for it.
+fn device() -> Result<&'static Device> {
+    static DEVICE: OnceLock<Device> = OnceLock::new();
+    if DEVICE.get().is_none() {
+        let asked = std::env::var("AQUATINT_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
+        let opened = match asked.as_str() {
+            "cpu" => Device::Cpu,
+            #[cfg(feature = "cuda")]
+            "cuda" => aquatint_kernels::open_gpu().context("no usable GPU")?,
+            other => bail!("AQUATINT_DEVICE={other}: this program has no such device"),
+        };
+        return Ok(DEVICE.get_or_init(|| opened));
+    }
+    DEVICE.get().context("no device")
+}
+
 /// The inputs are formulas, so that the peer can have the same: `sin(0.1 i)` over the elements in channels-first order.
 fn wave(shape: (usize, usize, usize, usize)) -> Result<Tensor> {
     let (b, c, h, w) = shape;
     let values: Vec<f32> = (0..b * c * h * w).map(|i| (0.1 * i as f32).sin()).collect();
-    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?.permute((0, 2, 3, 1))?.contiguous()?)
+    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?
+        .permute((0, 2, 3, 1))?
+        .contiguous()?
+        .to_device(device()?)?)
 }
 
 fn unet(
@@ -104,7 +130,8 @@ fn flux(
 ) -> Result<Box<dyn FnMut() -> Result<Tensor>>> {
     let latents = wave((batch, config.in_channels / 4, side, side))?;
     let (channels, pooled) = (config.joint_attention_dim, config.pooled_projection_dim);
-    let flux = FluxTransformer::new(config, weights)?;
+    let options = FluxOptions { activations: weights.activations("x_embedder"), ..FluxOptions::default() };
+    let flux = FluxTransformer::with_options(config, weights, options)?;
     let conditioning = FluxConditioning {
         prompt_embeds: wave((1, 1, 256, channels))?.squeeze(3)?,
         pooled_prompt_embeds: wave((1, 1, 1, pooled))?.reshape((1, pooled))?,
@@ -124,7 +151,8 @@ fn t5(
     batch: usize,
 ) -> Result<Box<dyn FnMut() -> Result<Tensor>>> {
     let rows = config.vocab_size as u32;
-    let model = T5Model::new(config, weights, Precision::Full)?;
+    let precision = if weights.device().is_cpu() { Precision::Full } else { Precision::Half };
+    let model = T5Model::new(config, weights, precision)?;
     let ids = vec![(0..tokens as u32).map(|i| i * 600 % rows).collect::<Vec<_>>(); batch];
     Ok(Box::new(move || Ok(model.forward(&ids)?)))
 }

@@ -34,9 +34,11 @@ pub fn open() -> Result<Device> {
     Ok(device)
 }
 
-/// Major and minor number of what the GPU can do.
+/// Major and minor number of what the GPU can do, as far as the kernels were compiled for it.
 pub(super) fn compute_capability(device: &Device) -> Result<(i32, i32)> {
-    device.as_cuda_device()?.cuda_stream().context().compute_capability().w()
+    let present = device.as_cuda_device()?.cuda_stream().context().compute_capability().w()?;
+    let only = option_env!("AQUATINT_KERNELS_AS").and_then(|of| of.parse::<i32>().ok());
+    Ok(only.map_or(present, |of| present.min((of / 10, of % 10))))
 }
 
 /// Modules and functions of one GPU, loaded at first use: a graph must not be captured before.

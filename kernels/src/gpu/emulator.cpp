@@ -209,3 +209,20 @@ namespace upsample_kernels {
 namespace weighted_sum_kernels {
 #include "../weighted_sum.cu"
 }
+
+// What shows that the emulator notices mistakes.
+namespace mistakes {
+
+__device__ void reverse(const float *x, float *y, int barrier)
+{
+    __shared__ float shared[64];
+    shared[threadIdx.x] = x[threadIdx.x];
+    if (barrier) __syncthreads();
+    y[threadIdx.x] = shared[63 - threadIdx.x];
+    if (!barrier) shared[threadIdx.x] = NAN;
+}
+
+KERNEL(reverse_64, (const float *x, float *y, int barrier), reverse(x, y, barrier))
+KERNEL(write_beside, (const float *x, float *y), y[threadIdx.x + 1] = x[threadIdx.x])
+
+} // namespace mistakes

@@ -134,3 +134,30 @@ pub(super) fn run(launch: &Launch<'_>, grid: &Grid) -> Result<Vec<Tensor>> {
     let rooms = outputs.into_iter().zip(sizes).enumerate();
     rooms.map(|(i, (room, bytes))| room.into_tensor(bytes, launch, i)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{f64s, random};
+
+    #[test]
+    fn a_missing_barrier_is_noticed() -> Result<()> {
+        let x = random(64, 1)?;
+        let reverse = |barrier| {
+            let launch = Launch::new("emulator", "reverse_64").input(&x).output(64, candle_core::DType::F32);
+            f64s(&launch.int(barrier).blocks([1, 1, 1], 64)?)
+        };
+        let expected: Vec<f64> = f64s(&x)?.into_iter().rev().collect();
+        assert!(reverse(0)? != expected);
+        assert_eq!(reverse(1)?, expected);
+        Ok(())
+    }
+
+    #[test]
+    #[should_panic(expected = "writes beside its output 0")]
+    fn a_write_beside_the_output_is_noticed() {
+        let x = random(32, 1).unwrap();
+        let launch = Launch::new("emulator", "write_beside").input(&x).output(32, candle_core::DType::F32);
+        let _ = launch.blocks([1, 1, 1], 32);
+    }
+}

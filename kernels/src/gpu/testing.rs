@@ -8,12 +8,19 @@ use crate::testing::assert_close;
 /// rounding of the result and, for f32, of what it is summed of.
 pub(crate) const TYPES: [(DType, f64); 3] = [(DType::F32, 1e-5), (DType::F16, 1e-3), (DType::BF16, 8e-3)];
 
-/// The GPU where the build has CUDA and the machine a GPU, else the CPU, whose tensors the emulator takes.
+/// The GPU where the build has CUDA and the machine a GPU, else the CPU, whose tensors the emulator takes. With
+/// `AQUATINT_NEEDS_GPU` set the emulator is not enough.
 pub(crate) fn device() -> Device {
     #[cfg(feature = "cuda")]
     {
         static DEVICE: std::sync::OnceLock<Device> = std::sync::OnceLock::new();
-        return DEVICE.get_or_init(|| super::open().unwrap_or(Device::Cpu)).clone();
+        return DEVICE
+            .get_or_init(|| match super::open() {
+                Ok(gpu) => gpu,
+                Err(e) if std::env::var_os("AQUATINT_NEEDS_GPU").is_some() => panic!("there is no GPU: {e}"),
+                Err(_) => Device::Cpu,
+            })
+            .clone();
     }
     #[cfg(not(feature = "cuda"))]
     Device::Cpu

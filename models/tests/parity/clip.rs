@@ -5,7 +5,7 @@ use aquatint_models::checkpoint::{ModelFolder, Weights, synthetic};
 use aquatint_models::text::{
     ClipTextModel, Encoded, HiddenStates, Prompt, TextEncoder, Tokenizer, clip, encoder, prompt,
 };
-use candle_core::{Device, IndexOp, Tensor};
+use candle_core::{DType, Device, IndexOp, Tensor};
 use serde_json::Value;
 
 use crate::common::{Fixture, assert_close, max_difference};
@@ -169,6 +169,21 @@ fn every_hidden_state_and_the_pooled_embedding() {
         }
         assert_close(name, &output.last_hidden_state, &fixture.tensor("last_hidden_state"), TOLERANCE);
         assert_close(&format!("{name}: pooled"), &output.pooled, &fixture.tensor("pooled"), TOLERANCE);
+    }
+}
+
+/// What a GPU computes with: 16 bits between operations.
+#[test]
+fn half_activations_stay_close() {
+    let fixture = Fixture::open("clip_gelu");
+    let config: clip::Config = serde_json::from_str(fixture.text("config")).unwrap();
+    let weights = Weights::synthetic("text_encoder", 0, &Device::Cpu);
+    for (dtype, tolerance) in [(DType::F16, 1e-2), (DType::BF16, 8e-2)] {
+        let model = ClipTextModel::new(config.clone(), &weights).unwrap().with_activations(dtype);
+        let output = model.forward(&rows(&fixture.tensor("ids"))).unwrap();
+        assert_eq!(output.pooled.dtype(), dtype);
+        assert_close("pooled", &output.pooled, &fixture.tensor("pooled"), tolerance);
+        assert!(max_difference(&output.pooled, &fixture.tensor("pooled")) > TOLERANCE);
     }
 }
 
