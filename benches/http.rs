@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aquatint::api::edge::Edge;
-use aquatint::api::{App, Operations, server};
+use aquatint::api::{App, Operations, router, server};
 use aquatint::engine::recipe::Recipe;
 use aquatint::engine::{
     Backend, Denoising, Engine, EngineError, EngineSettings, GenerationRequest, LoraChoice, ModelEntry,
@@ -200,7 +200,14 @@ fn whole_requests(image: RgbImage) {
     let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
     let address = listener.local_addr().unwrap();
     let edge = Edge::new(&args.edge).unwrap();
-    runtime.spawn(server::serve(listener, app, edge, std::future::pending(), Duration::ZERO));
+    runtime.spawn(server::serve(
+        listener,
+        router(app.clone(), &edge),
+        app,
+        edge,
+        std::future::pending(),
+        Duration::ZERO,
+    ));
     let whole = median(41, || assert!(ask(address) > 100_000));
     let test = "HTTP, queue, PNG and base64 around a job of 1 s, one 1024x1024 picture";
     row("overhead", test, "<= 3 %", &format!("{:.1} % ({whole:.1} ms)", whole / 10.0), whole <= 30.0);

@@ -12,6 +12,8 @@ AQUATINT_SCOREBOARD=1 PHASES=coverage,fuzzing EXAMPLES=20 scripts/clients.sh | p
 echo '== the page in a browser'
 cargo build --release --quiet
 scripts/page-check.mjs
+echo '== what the image is built from'
+scripts/check-deploy.sh --build
 scripts/reference-env.sh
 echo '== fixtures, recorded again'
 export HF_HUB_OFFLINE=1
@@ -27,6 +29,8 @@ echo '== scheduling'
 cargo bench --quiet --bench scheduling
 echo '== scoreboard: connections, ends, bad input, names, CORS, logs'
 scripts/scoreboard-operations.sh
+echo '== the shared queue, every failure five times'
+scripts/nats-failures.sh
 echo '== fuzz targets'
 scripts/fuzz.sh | python3 scripts/scoreboard.py 13
 echo '== side by side with PyTorch'

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use aquatint_models::checkpoint::builtin;
-use aquatint_models::checkpoint::published::{PUBLISHED, Published};
+use aquatint_models::checkpoint::published::{Dummy, PUBLISHED, Published};
 use aquatint_models::sampler::SamplerSettings;
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -18,8 +18,10 @@ use serde::Serialize;
 use crate::engine::LoraChoice;
 use crate::picture::{MAX_SIDE_PX, PngCompression};
 
+mod files;
 mod models;
 
+pub use files::{ConvertArgs, InspectArgs, LayoutChoice, Quantisation};
 pub use models::{ListArgs, ModelsArgs, ModelsCommand, PullArgs, RemoveArgs, VerifyArgs};
 
 /// Image generation with Stable Diffusion 1.5, 2.x, SDXL and FLUX.1, as a command and as a server.
@@ -38,25 +40,32 @@ pub enum Command {
     Generate(Box<GenerateArgs>),
     /// Serve the HTTP API and the web page.
     Serve(Box<ServeArgs>),
+    /// Ask a server on this machine how it is; ends with 0 or 1, for container platforms.
+    Health(HealthArgs),
     /// List the models that can be used, and manage those of the Hugging Face hub.
     Models(ModelsArgs),
+    /// Check a queue that several machines share, and the server that holds it.
+    #[cfg(feature = "nats")]
+    Doctor(DoctorArgs),
 }
 
 /// The model and where it runs.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Model")]
 pub struct ModelArgs {
-    /// Model in the diffusers layout: a folder, or `org/name[@revision][:variant]` of the Hugging Face hub, which is
-    /// downloaded. Without it /repository, where a platform has mounted one, else the built-in model
-    #[arg(long, value_name = "DIR|ID", env = "SD_MODEL_ID")]
+    /// Model: a folder in the diffusers layout, a single file (safetensors, or GGUF), or `org/name[@revision][:variant]`
+    /// of the Hugging Face hub, which is downloaded. Without it /repository, where a platform has mounted one, else the
+    /// built-in model
+    #[arg(long, value_name = "PATH|ID", env = "SD_MODEL_ID")]
     pub model: Option<String>,
     /// Model that stands in where the first cannot be loaded: FLUX.1-schnell for FLUX.1-dev, say. Every reply then
     /// says so
     #[arg(long, value_name = "DIR|ID", env = "AQUATINT_FALLBACK", requires = "model")]
     pub fallback: Option<String>,
-    /// Random weights in the shapes of a published model, to measure speed and memory without a checkpoint; pictures are
-    /// noise
-    #[arg(long, value_name = "MODEL", conflicts_with = "model", value_parser = published)]
-    pub dummy_weights: Option<&'static Published>,
+    /// Random weights in the shapes of a published model, or of a folder of configs, to measure speed and memory without
+    /// a checkpoint; pictures are noise
+    #[arg(long, value_name = "MODEL", conflicts_with = "model", value_parser = dummy)]
+    pub dummy_weights: Option<Dummy>,
     /// Memory that FLUX may take, in GiB: what does not fit is read from the checkpoint when it is needed [default:
     /// what is free]
     #[arg(long, value_name = "GIB", env = "AQUATINT_MEMORY", value_parser = positive)]
@@ -71,6 +80,12 @@ pub struct ModelArgs {
     /// of weights, org/name/FILE is one of the hub, and org/name the only one of a repository
     #[arg(long, value_name = "FILE|ID", env = "SD_UNET_ID")]
     pub unet: Option<PathBuf>,
+    /// File that replaces the model's CLIP text encoder, the first where it has two
+    #[arg(long, value_name = "FILE|ID")]
+    pub text_encoder: Option<PathBuf>,
+    /// What the UNet predicts, where its config or the guess for a single file is wrong
+    #[arg(long, value_name = "KIND")]
+    pub prediction_type: Option<PredictionType>,
     /// Safetensors or GGUF file that replaces FLUX's T5
     #[arg(long, value_name = "FILE|ID")]
     pub t5: Option<PathBuf>,
@@ -101,6 +116,29 @@ pub struct ModelArgs {
     pub threads: Option<usize>,
 }
 
+/// What a UNet predicts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PredictionType {
+    /// The noise.
+    Epsilon,
+    /// A mixture of noise and sample: many models of SD 2.x.
+    #[value(alias = "v_prediction", alias = "v")]
+    VPrediction,
+    /// The sample.
+    Sample,
+}
+
+impl PredictionType {
+    /// Its name in configs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Epsilon => "epsilon",
+            Self::VPrediction => "v_prediction",
+            Self::Sample => "sample",
+        }
+    }
+}
+
 /// What weights are held in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Precision {
@@ -126,6 +164,20 @@ pub enum DeviceChoice {
     Cpu,
     /// The first CUDA device.
     Cuda,
+}
+
+/// `aquatint health`
+#[derive(Args, Clone, Debug)]
+pub struct HealthArgs {
+    /// Port of the server
+    #[arg(long, value_name = "PORT", env = "PORT", default_value = "7860")]
+    pub port: u16,
+    /// Ask /ready: 0 only while jobs are taken, not while the model loads
+    #[arg(long)]
+    pub ready: bool,
+    /// Seconds to wait for the answer
+    #[arg(long, value_name = "S", default_value = "3", value_parser = seconds)]
+    pub timeout_seconds: Duration,
 }
 
 /// `aquatint generate`
@@ -192,6 +244,20 @@ pub struct GenerateArgs {
     pub model: ModelArgs,
 }
 
+/// `aquatint doctor`
+#[derive(Args, Clone, Debug)]
+pub struct DoctorArgs {
+    #[command(flatten)]
+    /// The queue.
+    pub queue: QueueArgs,
+    /// The server's monitoring port, which says whether it writes at once: http://host:8222
+    #[arg(long, value_name = "URL", env = "AQUATINT_NATS_MONITOR", value_parser = web_address)]
+    pub nats_monitor: Option<String>,
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `aquatint serve`
 #[derive(Args, Clone, Debug)]
 pub struct ServeArgs {
@@ -201,7 +267,7 @@ pub struct ServeArgs {
     /// Port to listen on; 0 takes a free one
     #[arg(long, value_name = "PORT", env = "PORT", default_value = "7860")]
     pub port: u16,
-    /// Jobs that may wait while one runs
+    /// Jobs that may wait while one runs; of a shared queue, jobs that may wait or be at work on all machines
     #[arg(long, value_name = "N", env = "AQUATINT_QUEUE_SIZE", default_value = "32", value_parser = number(0..=100_000))]
     pub queue_size: usize,
     /// Seconds that running jobs get when the server is told to stop
@@ -230,6 +296,9 @@ pub struct ServeArgs {
     #[arg(long, env = "AQUATINT_LOG_STAGES", value_parser = FalseyValueParser::new())]
     pub log_stages: bool,
     #[command(flatten)]
+    /// The queue.
+    pub queue: QueueArgs,
+    #[command(flatten)]
     /// What RunPod tells its containers.
     pub runpod: RunPod,
     #[command(flatten)]
@@ -251,6 +320,7 @@ pub struct ServeArgs {
 
 /// The policy towards clients.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Clients")]
 pub struct EdgeArgs {
     /// Origins whose web pages may call, separated by commas; * is all [default: localhost]
     #[arg(long, value_name = "ORIGINS", env = "ALLOW_ORIGINS")]
@@ -282,8 +352,54 @@ pub struct EdgeArgs {
     pub max_connections: usize,
 }
 
+/// The queue between those who take requests and those who make pictures.
+#[derive(Args, Clone, Debug)]
+pub struct QueueArgs {
+    /// `local` is a queue in this process. nats://host:4222 (several with commas between them) is one that several
+    /// processes share: those that take requests, and those that make pictures
+    #[arg(long = "queue", value_name = "QUEUE", env = "AQUATINT_QUEUE", hide_env_values = true, default_value = "local", value_parser = queue)]
+    pub queue: QueueChoice,
+    /// What this process does for a shared queue
+    #[arg(long, value_name = "ROLE", env = "AQUATINT_ROLE", default_value = "all")]
+    pub role: Role,
+    /// Seconds for which a job of a shared queue may stand still before another worker gets it: several times the
+    /// longest step
+    #[arg(long, value_name = "S", env = "AQUATINT_LEASE_SECONDS", default_value = "30", value_parser = lease)]
+    pub lease_seconds: Duration,
+    /// Workers of a shared queue that may begin a job before it counts as failed
+    #[arg(long, value_name = "N", env = "AQUATINT_MAX_DELIVERIES", default_value = "3", value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub max_deliveries: u32,
+    /// Seconds for which a shared queue keeps finished pictures, and what happened to jobs
+    #[arg(long, value_name = "S", env = "AQUATINT_KEEP_SECONDS", default_value = "3600", value_parser = clap::value_parser!(u32).range(1..=604_800))]
+    pub keep_seconds: u32,
+    /// Servers of a NATS cluster that hold a copy of everything: 3 survive the loss of one
+    #[arg(long, value_name = "N", env = "AQUATINT_QUEUE_REPLICAS", default_value = "1", value_parser = number(1..=5))]
+    pub queue_replicas: usize,
+}
+
+/// Where the queue is.
+#[derive(Clone, Debug)]
+pub enum QueueChoice {
+    /// In this process.
+    Local,
+    /// On NATS, at this address, which may hold a password.
+    Nats(Secret),
+}
+
+/// What a process does for a shared queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Role {
+    /// Takes requests and makes pictures.
+    All,
+    /// Takes requests; needs no model and no GPU.
+    Api,
+    /// Makes pictures; answers health checks and metrics alone.
+    Worker,
+}
+
 /// What RunPod tells its containers.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "RunPod")]
 pub struct RunPod {
     /// Another port for GET /ping alone, as RunPod's load balancer may ask for
     #[arg(long, value_name = "PORT", env = "PORT_HEALTH")]
@@ -310,6 +426,7 @@ pub struct RunPod {
 
 /// What the engine and its queue take on.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Capacity")]
 pub struct Capacity {
     /// Another model that requests may name; it is loaded when the first does. May be given several times
     #[arg(long, value_name = "NAME=DIR|ID", value_parser = named::<String>)]
@@ -356,6 +473,7 @@ pub fn limit(time: Duration) -> Option<Duration> {
 
 /// What requests get unless they say otherwise; where this does not, the model's own defaults hold.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Defaults of requests")]
 pub struct Defaults {
     /// Pictures for each request
     #[arg(long, value_name = "N", env = "SD_NUM_IMAGES", default_value = "2", value_parser = number(1..=MAX_IMAGES))]
@@ -416,6 +534,7 @@ pub enum LogFormat {
 
 /// Variables of the replaced service that are accepted; the log says that they have no effect.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Accepted without effect")]
 pub struct Unused {
     /// A switch for tuning
     #[arg(long, hide = true, env = "TORCH_COMPILE")]
@@ -469,17 +588,43 @@ fn seconds(text: &str) -> Result<Duration, String> {
     seconds.ok_or_else(|| "a number of seconds, 0 or more, is needed".into())
 }
 
+fn lease(text: &str) -> Result<Duration, String> {
+    let lease = seconds(text).ok().filter(|lease| *lease >= Duration::from_millis(300));
+    lease.ok_or_else(|| "a number of seconds, 0.3 or more, is needed".into())
+}
+
+/// `local`, or addresses of NATS servers. What is wrong is told without them: they may hold a password.
+fn queue(text: &str) -> Result<QueueChoice, String> {
+    let is_address = |text: &str| {
+        let rest = text.strip_prefix("nats://").or_else(|| text.strip_prefix("tls://"));
+        rest.is_some_and(|rest| !rest.is_empty())
+    };
+    match text {
+        "local" => Ok(QueueChoice::Local),
+        text if cfg!(feature = "nats") && text.split(',').all(is_address) => {
+            Ok(QueueChoice::Nats(text.to_owned().into()))
+        }
+        _ if cfg!(feature = "nats") => Err("`local`, nats://host:port or tls://host:port is needed".into()),
+        _ => Err("this program was built without the feature `nats`: `local` alone is possible".into()),
+    }
+}
+
 fn positive(text: &str) -> Result<f64, String> {
     let number = text.parse().ok().filter(|n: &f64| n.is_finite() && *n > 0.0);
     number.ok_or_else(|| "a number above 0 is needed".into())
 }
 
 /// A model whose shapes are known.
-fn published(text: &str) -> Result<&'static Published, String> {
-    PUBLISHED.iter().find(|model| model.name == text).ok_or_else(|| {
+fn dummy(text: &str) -> Result<Dummy, String> {
+    let folder = PathBuf::from(text);
+    if let Some(model) = Published::named(text) {
+        Ok(Dummy::Published(model))
+    } else if folder.join("model_index.json").is_file() {
+        Ok(Dummy::Folder(folder))
+    } else {
         let names: Vec<_> = PUBLISHED.iter().map(|model| model.name).collect();
-        format!("one of {} is needed", names.join(", "))
-    })
+        Err(format!("one of {}, or a folder with a model_index.json is needed", names.join(", ")))
+    }
 }
 
 /// `NAME=` and what bears that name.

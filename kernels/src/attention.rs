@@ -3,6 +3,7 @@
 use candle_core::{D, DType, Result, Tensor, bail};
 
 use crate::cpu::{self, Level, Line, PANEL, Shared, by_level, for_each_piece, math};
+use crate::gpu::{self, Launch};
 
 /// Which keys a query may see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,11 +22,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Mask) -
     let sizes = Sizes::new(q, k, v, heads)?;
     let scale = f64::from(1.0 / (sizes.d as f32).sqrt());
     let scores = Scores { mask, scale, bias: None };
-    if q.device().is_cpu() {
-        on_cpu(Level::best(), q, k, v, sizes, scores)
-    } else {
-        definition(q, k, v, sizes, scores)
-    }
+    run(q, k, v, sizes, scores)
 }
 
 /// `softmax(scale * q k^T + bias) v`, head by head: T5, whose `scale` is 1 and whose bias tells positions apart.
@@ -45,9 +42,14 @@ pub fn biased_attention(
         let Sizes { queries, keys, .. } = sizes;
         bail!("attention: a bias of {:?} for {heads} heads, {queries} queries, {keys} keys", bias.dims());
     }
-    let scores = Scores { mask: Mask::None, scale, bias: Some(bias) };
+    run(q, k, v, sizes, Scores { mask: Mask::None, scale, bias: Some(bias) })
+}
+
+fn run(q: &Tensor, k: &Tensor, v: &Tensor, sizes: Sizes, scores: Scores<'_>) -> Result<Tensor> {
     if q.device().is_cpu() {
         on_cpu(Level::best(), q, k, v, sizes, scores)
+    } else if gpu::takes(q) {
+        on_gpu(q, k, v, sizes, scores)
     } else {
         definition(q, k, v, sizes, scores)
     }
@@ -110,6 +112,78 @@ fn definition(q: &Tensor, k: &Tensor, v: &Tensor, sizes: Sizes, how: Scores<'_>)
     let scores = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
     let weights = scores.broadcast_div(&scores.sum_keepdim(D::Minus1)?)?;
     weights.to_dtype(v.dtype())?.matmul(&v)?.transpose(1, 2)?.reshape((batch, queries, heads * d))
+}
+
+fn on_gpu(q: &Tensor, k: &Tensor, v: &Tensor, sizes: Sizes, how: Scores<'_>) -> Result<Tensor> {
+    let same = |t: &Tensor| t.to_dtype(q.dtype())?.contiguous();
+    let (q, k, v) = (q.contiguous()?, same(k)?, same(v)?);
+    let bias = how.bias.map(gpu::wide).transpose()?;
+    let how = Scores { bias: bias.as_ref(), ..how };
+    match HEAD_DIMENSIONS.into_iter().find(|&dimension| sizes.d <= dimension) {
+        Some(dimension) if gpu::multiplies(&q) => fused(&q, &k, &v, dimension, sizes, how),
+        _ => in_parts(&q, &k, &v, SCORE_BYTES, sizes, how),
+    }
+}
+
+/// What the fused kernel is compiled for; smaller heads are filled up with zeros on the way.
+const HEAD_DIMENSIONS: [usize; 5] = [48, 64, 80, 128, 160];
+
+/// One kernel, which keeps the scores to itself; f16 or bf16 on tensor cores.
+fn fused(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    dimension: usize,
+    sizes: Sizes,
+    how: Scores<'_>,
+) -> Result<Tensor> {
+    // Those of attention.cu: queries of a block, keys of a tile, what is between rows in shared memory.
+    const QUERIES: usize = 64;
+    const KEYS: usize = 64;
+    const GAP: usize = 8;
+    let Sizes { batch, heads, d, queries, keys } = sizes;
+    let launch = Launch::typed("attention", &format!("attention_{dimension}"), q.dtype())?;
+    let launch = launch.input(q).input(k).input(v).optional(how.bias).output(q.shape(), q.dtype());
+    let launch = launch.int(queries).int(keys).int(d).float(how.scale);
+    let launch = launch.int(usize::from(how.mask == Mask::Causal));
+    let tiles = 2 * KEYS * (dimension + GAP) * q.dtype().size_in_bytes();
+    launch.shared(tiles).blocks([queries.div_ceil(QUERIES), heads, batch], 128)
+}
+
+/// Bytes of scores that are in memory at once.
+const SCORE_BYTES: usize = 256 << 20;
+
+/// Product, softmax, product, for some of the queries at a time: any head dimension, f32 too.
+fn in_parts(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    score_bytes: usize,
+    sizes: Sizes,
+    how: Scores<'_>,
+) -> Result<Tensor> {
+    let Sizes { batch, heads, d, queries, keys } = sizes;
+    let dtype = q.dtype();
+    let split = |t: &Tensor, n: usize| {
+        t.reshape((batch, n, heads, d))?.transpose(1, 2)?.contiguous()?.reshape((batch * heads, n, d))
+    };
+    // Products must stay in f16's range, and a power of two costs no digits: the rest of the scale comes later, in f32.
+    let before = how.scale.log2().floor().exp2().min(1.0);
+    let (q, k, v) = (split(&(q * before)?, queries)?, split(k, keys)?.t()?, split(v, keys)?);
+    let most = (score_bytes / (batch * heads * keys * dtype.size_in_bytes())).max(1);
+    let mut parts = Vec::new();
+    for first in (0..queries).step_by(most) {
+        let count = most.min(queries - first);
+        let scores = gpu::product(&q.narrow(1, first, count)?.contiguous()?, &k)?;
+        let rows = batch * heads * count;
+        let launch = Launch::typed("attention", "softmax", dtype)?.input(&scores).optional(how.bias);
+        let launch = launch.output(scores.shape(), dtype).int(rows).int(count).int(first).int(queries);
+        let launch = launch.int(heads).int(keys).float(how.scale / before);
+        let weights = launch.int(usize::from(how.mask == Mask::Causal)).for_each_row(rows)?;
+        parts.push(gpu::product(&weights, &v)?);
+    }
+    let y = Tensor::cat(&parts, 1)?.reshape((batch, heads, queries, d))?;
+    y.transpose(1, 2)?.reshape((batch, queries, heads * d))
 }
 
 /// Queries of a piece of work, and keys of a pass over them: a block of scores stays in the second-level cache.
@@ -346,6 +420,7 @@ by_level! { fn scale(x: &mut [f32], factor: f32) = scale_body; }
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::testing::{TYPES, assert_result, put, seen};
     use crate::testing::{assert_close, f64s, random, same_bytes, with_threads};
 
     fn inputs(s: Sizes) -> Result<[Tensor; 3]> {
@@ -468,6 +543,56 @@ mod tests {
         assert!(attention(&q, &k, &v, 3, Mask::None).is_err());
         assert!(attention(&q, &k, &v.narrow(1, 0, 5)?, 2, Mask::None).is_err());
         assert!(attention(&q, &k.narrow(2, 0, 8)?, &v.narrow(2, 0, 8)?, 2, Mask::None).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn the_cuda_arm_gives_the_definition() -> Result<()> {
+        for (dtype, tolerance) in TYPES {
+            for s in [
+                sizes(1, 1, 1, 1, 1),
+                sizes(2, 3, 40, 30, 77),
+                sizes(1, 2, 64, 77, 77),
+                sizes(1, 1, 33, 13, 65),
+                sizes(1, 2, 8, 70, 150),
+                sizes(1, 2, 72, 20, 40),
+                sizes(1, 1, 128, 20, 100),
+                sizes(1, 1, 160, 9, 64),
+                sizes(1, 1, 512, 20, 40),
+            ] {
+                let [q, k, v] = inputs(s)?;
+                let (q, k, v) = (put(&q, dtype)?, put(&k, dtype)?, put(&v, dtype)?);
+                let bias = put(&(random((s.heads, s.queries, s.keys), 4)? * 4.0)?, DType::F32)?;
+                let plain = |mask| Scores { mask, scale: 1.0 / (s.d as f64).sqrt(), bias: None };
+                let biased = Scores { mask: Mask::None, scale: 1.5 / (s.d as f64).sqrt(), bias: Some(&bias) };
+                for how in [plain(Mask::None), plain(Mask::Causal), biased] {
+                    let wide = how.bias.map(seen).transpose()?;
+                    let expected_of = Scores { bias: wide.as_ref(), ..how };
+                    let expected = definition(&seen(&q)?, &seen(&k)?, &seen(&v)?, s, expected_of)?;
+                    // Weights are rounded to the type before they are multiplied with the values; scores too, where
+                    // they are in memory, and then they are as far off as their size makes a rounding.
+                    assert_result(&on_gpu(&q, &k, &v, s, how)?, dtype, &expected, 2.0 * tolerance)?;
+                    let score_bytes = 7 * s.batch * s.heads * s.keys * dtype.size_in_bytes();
+                    let y = in_parts(&q, &k, &v, score_bytes, s, how)?;
+                    assert_result(&y, dtype, &expected, 8.0 * tolerance)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn nan_and_large_scores_come_through_the_cuda_arm() -> Result<()> {
+        let s = sizes(1, 1, 16, 5, 70);
+        let [q, k, v] = inputs(s)?;
+        for (dtype, _) in TYPES {
+            let run = |q: Tensor| {
+                let scores = Scores { mask: Mask::None, scale: 0.25, bias: None };
+                f64s(&on_gpu(&put(&q, dtype)?, &put(&k, dtype)?, &put(&v, dtype)?, s, scores)?)
+            };
+            assert!(run((&q * 1e3)?)?.iter().all(|v| v.is_finite()), "{dtype:?}");
+            assert!(run((&q * f64::NAN)?)?.iter().all(|v| v.is_nan()), "{dtype:?}");
+        }
         Ok(())
     }
 }

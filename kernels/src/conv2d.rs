@@ -3,7 +3,10 @@
 use candle_core::{DType, Result, Tensor, bail};
 
 use crate::cpu::{self, Epilogue, Level, PackedWeight, Rows, Shared};
+use crate::gpu::{self, Launch};
+use crate::linear::epilogue_on_gpu;
 use crate::weight::{ReplaceableWeight, Weight};
+use crate::{Activation, RowSource};
 
 /// Zero rows and columns added around the input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,17 +46,41 @@ pub struct Conv2d {
 impl Conv2d {
     /// `weight`: `(out, in, kernel height, kernel width)` as checkpoints store it; `bias`: `(out)`.
     pub fn new(weight: &Tensor, bias: Option<&Tensor>, stride: usize, padding: Padding) -> Result<Self> {
-        let shape = weight.dims4()?;
+        Self::with(ReplaceableWeight::new(&held(weight)?)?, weight.dims4()?, bias, stride, padding)
+    }
+
+    /// Filters on the CPU that are read from `source` and held in `dtype`: that of the source, or f32.
+    pub fn from_rows(
+        source: &dyn RowSource,
+        dtype: DType,
+        bias: Option<&Tensor>,
+        stride: usize,
+        padding: Padding,
+    ) -> Result<Self> {
+        let &[out, channels, height, width] = source.dims() else {
+            bail!("conv2d: filters have four dimensions, not {:?}", source.dims());
+        };
+        let weight = ReplaceableWeight::from_rows(source, dtype)?;
+        Self::with(weight, (out, channels, height, width), bias, stride, padding)
+    }
+
+    fn with(
+        weight: ReplaceableWeight,
+        shape: (usize, usize, usize, usize),
+        bias: Option<&Tensor>,
+        stride: usize,
+        padding: Padding,
+    ) -> Result<Self> {
         let bias = bias.map(|b| b.to_dtype(DType::F32)?.contiguous()).transpose()?;
         if let Some(b) = &bias
             && b.dims() != [shape.0]
         {
-            bail!("conv2d: the bias has shape {:?}, the weight {:?}", b.dims(), weight.dims());
+            bail!("conv2d: the bias has shape {:?}, the filters {shape:?}", b.dims());
         }
         if stride == 0 {
             bail!("conv2d: the stride is 0, it must be at least 1");
         }
-        Ok(Self { weight: ReplaceableWeight::new(weight)?, bias, shape, stride, padding })
+        Ok(Self { weight, bias, shape, stride, padding })
     }
 
     /// `(out, in, kernel height, kernel width)`.
@@ -66,7 +93,16 @@ impl Conv2d {
         if weight.dims4()? != self.shape {
             bail!("conv2d: filters of shape {:?} cannot replace {:?}", weight.dims(), self.shape);
         }
-        self.weight.replace(weight)
+        self.weight.replace(&held(weight)?)
+    }
+
+    /// The same with filters that are read on the CPU; as for [`Self::from_rows`].
+    pub fn replace_rows(&self, source: &dyn RowSource, dtype: DType) -> Result<()> {
+        let (out, channels, height, width) = self.shape;
+        if source.dims() != [out, channels, height, width] {
+            bail!("conv2d: filters of shape {:?} cannot replace {:?}", source.dims(), self.shape);
+        }
+        self.weight.replace_rows(source, dtype)
     }
 
     /// `x`: `(batch, height, width, in)`; returns `(batch, out height, out width, out)`.
@@ -100,8 +136,12 @@ impl Conv2d {
             Weight::Packed(w) => {
                 on_cpu(Level::best(), x, w, self.bias.as_ref(), per_sample, residual, geometry)
             }
+            Weight::Plain(w) if gpu::takes(x) => {
+                on_gpu(x, w, self.bias.as_ref(), per_sample, residual, geometry)
+            }
             Weight::Plain(w) => {
-                definition(x, w, self.bias.as_ref(), per_sample, residual, (self.stride, self.padding))
+                let w = w.permute((0, 3, 1, 2))?;
+                definition(x, &w, self.bias.as_ref(), per_sample, residual, (self.stride, self.padding))
             }
             Weight::Absent => bail!("conv2d: the weight is not in memory"),
             Weight::Encoded(_) => bail!("conv2d: filters are held in one of candle's types"),
@@ -134,6 +174,11 @@ impl Conv2d {
     }
 }
 
+/// Filters as they are held: `(out, kernel height, kernel width, in)` but for the CPU, which packs them itself.
+fn held(weight: &Tensor) -> Result<Tensor> {
+    if weight.device().is_cpu() { Ok(weight.clone()) } else { weight.permute((0, 2, 3, 1))?.contiguous() }
+}
+
 fn definition(
     x: &Tensor,
     weight: &Tensor,
@@ -148,10 +193,10 @@ fn definition(
     let w = weight.to_dtype(x.dtype())?;
     let mut y = x.conv2d(&w, 0, stride, 1, 1)?.permute((0, 2, 3, 1))?.contiguous()?;
     if let Some(b) = bias {
-        y = y.broadcast_add(b)?;
+        y = y.broadcast_add(&b.to_dtype(y.dtype())?)?;
     }
     if let Some(t) = per_sample {
-        y = y.broadcast_add(&t.unsqueeze(1)?.unsqueeze(1)?)?;
+        y = y.broadcast_add(&t.to_dtype(y.dtype())?.unsqueeze(1)?.unsqueeze(1)?)?;
     }
     match residual {
         Some(r) => y + r,
@@ -171,6 +216,13 @@ struct Geometry {
     padding: Padding,
     out_height: usize,
     out_width: usize,
+}
+
+impl Geometry {
+    /// Whether an output pixel depends on the input pixel at its own place alone.
+    fn is_pointwise(&self) -> bool {
+        (self.kernel_height, self.kernel_width, self.stride, self.padding) == (1, 1, 1, Padding::default())
+    }
 }
 
 /// The output pixels as rows: a part of a row is the input pixel under one tap, or zeros in the padding.
@@ -200,6 +252,50 @@ impl Rows for Pixels<'_> {
     }
 }
 
+/// Bytes of the unfolded pixels that are in memory at once.
+const UNFOLDED: usize = 256 << 20;
+
+/// The pixels under the taps as rows of a matrix, some at a time, times the filters: where cuDNN is not.
+///
+/// `weight`: `(out, kernel height, kernel width, in)`
+fn on_gpu(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    per_sample: Option<&Tensor>,
+    residual: Option<&Tensor>,
+    geometry: Geometry,
+) -> Result<Tensor> {
+    let Geometry { kernel_height, kernel_width, channels, out_height, out_width, .. } = geometry;
+    let (batch, out, dtype) = (x.dim(0)?, weight.dim(0)?, x.dtype());
+    let (x, rows) = (x.contiguous()?, batch * out_height * out_width);
+    let depth = kernel_height * kernel_width * channels;
+    let filters = weight.reshape((out, depth))?.to_dtype(dtype)?.t()?;
+    let y = if geometry.is_pointwise() {
+        gpu::product(&x.reshape((rows, depth))?, &filters)?
+    } else {
+        let most = (UNFOLDED / (depth * dtype.size_in_bytes())).max(1);
+        let parts = (0..rows)
+            .step_by(most)
+            .map(|first| gpu::product(&unfolded(&x, geometry, first, most.min(rows - first))?, &filters));
+        let parts = parts.collect::<Result<Vec<_>>>()?;
+        if let [all] = &parts[..] { all.clone() } else { Tensor::cat(&parts, 0)? }
+    };
+    let y = y.reshape((batch, out_height, out_width, out))?;
+    epilogue_on_gpu(y, bias, per_sample, Activation::None, residual)
+}
+
+/// `(rows, kernel height * kernel width * channels)`: what is under the taps of output pixels `first..first + rows`.
+fn unfolded(x: &Tensor, geometry: Geometry, first: usize, rows: usize) -> Result<Tensor> {
+    let Geometry { height, width, channels, kernel_height, kernel_width, .. } = geometry;
+    let (taps, dtype) = (kernel_height * kernel_width, x.dtype());
+    let launch = Launch::typed("conv2d", "unfold", dtype)?.input(x).output((rows, taps * channels), dtype);
+    let launch = launch.int(first).int(rows).int(height).int(width).int(channels);
+    let launch = launch.int(geometry.out_height).int(geometry.out_width).int(kernel_height).int(kernel_width);
+    let launch = launch.int(geometry.stride).int(geometry.padding.top).int(geometry.padding.left);
+    launch.for_each_pack(rows * taps, channels, dtype)
+}
+
 fn on_cpu(
     level: Level,
     x: &Tensor,
@@ -212,7 +308,7 @@ fn on_cpu(
     let (batch, dtype) = (x.dim(0)?, x.dtype());
     let (x, residual) = (cpu::floats(x)?, residual.map(cpu::floats).transpose()?);
     let bias_and_sample = match (bias, per_sample) {
-        (Some(b), Some(t)) => Some(cpu::floats(&t.broadcast_add(b)?)?),
+        (Some(b), Some(t)) => Some(cpu::floats(&cpu::floats(t)?.broadcast_add(b)?)?),
         (b, t) => b.or(t).map(cpu::floats).transpose()?,
     };
     let (x, residual) = (cpu::elements(&x)?, residual.as_ref().map(cpu::elements).transpose()?);
@@ -237,6 +333,7 @@ fn on_cpu(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::testing::{TYPES, assert_result, put, seen};
     use crate::testing::{assert_close, f64s, random, same_bytes, with_threads};
 
     const BOTTOM_RIGHT: Padding = Padding { top: 0, bottom: 1, left: 0, right: 1 };
@@ -339,6 +436,49 @@ mod tests {
         assert!(conv.forward_with(&x, Some(&random((2, 8), 1)?), None).is_err());
         assert!(conv.forward_with(&x, None, Some(&random((1, 5, 5, 8), 1)?)).is_err());
         assert!(conv.replace_weight(&random((8, 4, 1, 1), 1)?).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn the_cuda_arm_gives_the_definition() -> Result<()> {
+        let cases = [
+            case((2, 5, 5, 3), 20, 3, 1, Padding::same(1)),
+            case((1, 5, 7, 4), 17, 3, 2, Padding::same(1)),
+            case((2, 8, 6, 33), 5, 3, 2, BOTTOM_RIGHT),
+            case((1, 9, 4, 16), 3, 1, 1, Padding::default()),
+            case((1, 16, 16, 64), 24, 3, 1, Padding::same(1)),
+            case((1, 6, 6, 5), 7, 5, 1, Padding { top: 0, bottom: 3, left: 2, right: 0 }),
+        ];
+        for (dtype, tolerance) in TYPES {
+            for (i, c) in cases.iter().enumerate() {
+                let x = put(&random(c.input, i as u64)?, dtype)?;
+                let depth = c.input.3 * c.kernel * c.kernel;
+                let w = (random((c.out, c.input.3, c.kernel, c.kernel), 9)? / (depth as f64).sqrt())?;
+                let (w, t) = (put(&w, dtype)?, put(&random((c.input.0, c.out), 8)?, dtype)?);
+                let b = put(&random(c.out, 7)?, DType::F32)?;
+                let g = Conv2d::new(&w, Some(&b), c.stride, c.padding)?.geometry(&x)?;
+                let r = put(&random((c.input.0, g.out_height, g.out_width, c.out), 10)?, dtype)?;
+                let (x_seen, w_seen) = (seen(&x)?, seen(&w)?);
+                let (b_seen, t_seen, r_seen) = (seen(&b)?, seen(&t)?, seen(&r)?);
+                let held = w.permute((0, 2, 3, 1))?.contiguous()?;
+                // The product is rounded before what follows it is added.
+                let tolerance = 2.0 * tolerance;
+                let how = (c.stride, c.padding);
+                let expected = definition(&x_seen, &w_seen, None, None, None, how)?;
+                assert_result(&on_gpu(&x, &held, None, None, None, g)?, dtype, &expected, tolerance)?;
+                let all = (Some(&b_seen), Some(&t_seen), Some(&r_seen));
+                let expected = definition(&x_seen, &w_seen, all.0, all.1, all.2, how)?;
+                let y = on_gpu(&x, &held, Some(&b), Some(&t), Some(&r), g)?;
+                assert_result(&y, dtype, &expected, tolerance)?;
+                // In parts, as larger inputs are.
+                let rows = g.out_height * g.out_width * c.input.0;
+                if !g.is_pointwise() {
+                    let first = rows / 3;
+                    let (whole, part) = (unfolded(&x, g, 0, rows)?, unfolded(&x, g, first, rows - first)?);
+                    same_bytes(&seen(&part)?, &seen(&whole)?.narrow(0, first, rows - first)?.contiguous()?)?;
+                }
+            }
+        }
         Ok(())
     }
 }

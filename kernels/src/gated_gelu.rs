@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use candle_core::{DType, Result, Tensor, bail};
 
 use crate::cpu::{self, Level, by_level, math};
+use crate::gpu::{self, Launch};
 
 /// `gelu(scale * gate) * x` with GELU's tanh approximation, computed in f32 whatever the type.
 ///
@@ -14,12 +15,26 @@ pub fn gated_gelu(gate: &Tensor, x: &Tensor, scale: f64) -> Result<Tensor> {
     if gate.dims() != x.dims() {
         bail!("gated_gelu: a gate of shape {:?} for {:?}", gate.dims(), x.dims());
     }
-    if x.device().is_cpu() { on_cpu(Level::best(), gate, x, scale) } else { definition(gate, x, scale) }
+    if x.device().is_cpu() {
+        on_cpu(Level::best(), gate, x, scale)
+    } else if gpu::takes(x) {
+        on_gpu(gate, x, scale)
+    } else {
+        definition(gate, x, scale)
+    }
 }
 
 fn definition(gate: &Tensor, x: &Tensor, scale: f64) -> Result<Tensor> {
     let gate = (gate.to_dtype(DType::F32)? * scale)?.gelu()?;
     (gate * x.to_dtype(DType::F32)?)?.to_dtype(x.dtype())
+}
+
+fn on_gpu(gate: &Tensor, x: &Tensor, scale: f64) -> Result<Tensor> {
+    let (count, dtype) = (x.elem_count(), x.dtype());
+    let (gate, x) = (gate.to_dtype(dtype)?.contiguous()?, x.contiguous()?);
+    let launch =
+        Launch::typed("gated_gelu", "gated_gelu", dtype)?.input(&gate).input(&x).output(x.shape(), dtype);
+    launch.index(count).float(scale).for_each(count.div_ceil(gpu::width(dtype)))
 }
 
 /// Floats of a piece of work.
@@ -53,6 +68,7 @@ by_level! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::testing::{TYPES, assert_result, put, seen};
     use crate::testing::{assert_close, f64s, random, same_bytes, with_threads};
 
     #[test]
@@ -92,5 +108,20 @@ mod tests {
         let (gate, x) = (random((500, 1280), 1)?, random((500, 1280), 2)?);
         let one = with_threads(1, || gated_gelu(&gate, &x, 1.0))?;
         same_bytes(&with_threads(3, || gated_gelu(&gate, &x, 1.0))?, &one)
+    }
+
+    #[test]
+    fn the_cuda_arm_gives_the_definition() -> Result<()> {
+        for (dtype, tolerance) in TYPES {
+            for shape in [vec![1], vec![3, 17], vec![2, 70, 128]] {
+                let (gate, x) =
+                    (put(&(random(shape.clone(), 1)? * 6.0)?, dtype)?, put(&random(shape, 2)?, dtype)?);
+                for scale in [1.0, 8.0] {
+                    let expected = definition(&seen(&gate)?, &seen(&x)?, scale)?;
+                    assert_result(&on_gpu(&gate, &x, scale)?, dtype, &expected, tolerance)?;
+                }
+            }
+        }
+        Ok(())
     }
 }

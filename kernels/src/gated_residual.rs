@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use candle_core::{DType, Result, Tensor, bail};
 
 use crate::cpu::{self, Level, STEPS_A_FLOAT, Shared, by_level, for_each_piece, math};
+use crate::gpu::{self, Launch};
 
 /// `x + gate * y`.
 ///
@@ -14,13 +15,27 @@ pub fn gated_residual(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor> {
     if y.dims() != x.dims() || gate.dims() != [batch, channels] {
         bail!("gated residual: gate {:?} and {:?} for {:?}", gate.dims(), y.dims(), x.dims());
     }
-    if x.device().is_cpu() { on_cpu(Level::best(), x, gate, y) } else { definition(x, gate, y) }
+    if x.device().is_cpu() {
+        on_cpu(Level::best(), x, gate, y)
+    } else if gpu::takes(x) {
+        on_gpu(x, gate, y)
+    } else {
+        definition(x, gate, y)
+    }
 }
 
 fn definition(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor> {
     let f32 = |t: &Tensor| t.to_dtype(DType::F32);
     let gated = f32(y)?.broadcast_mul(&f32(gate)?.unsqueeze(1)?)?;
     (f32(x)? + gated)?.to_dtype(x.dtype())
+}
+
+fn on_gpu(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor> {
+    let ((batch, tokens, channels), dtype) = (x.dims3()?, x.dtype());
+    let (x, gate, y) = (x.contiguous()?, gpu::wide(gate)?, y.to_dtype(dtype)?.contiguous()?);
+    let launch = Launch::typed("gated_residual", "gated_residual", dtype)?;
+    let launch = launch.input(&x).input(&gate).input(&y).output(x.shape(), dtype);
+    launch.int(batch * tokens).int(tokens).int(channels).for_each_pack(batch * tokens, channels, dtype)
 }
 
 /// Floats of a piece of work.
@@ -64,6 +79,7 @@ by_level! { fn add(x: &[f32], gate: &[f32], y: &[f32], out: &mut [MaybeUninit<f3
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::testing::{TYPES, assert_result, put, seen};
     use crate::testing::{assert_close, f64s, random, same_bytes, with_threads};
 
     #[test]
@@ -89,6 +105,19 @@ mod tests {
         }
         assert!(gated_residual(&x, &gate.narrow(0, 0, 2)?, &y).is_err());
         assert!(gated_residual(&x, &gate, &y.narrow(1, 0, 300)?).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn the_cuda_arm_gives_the_definition() -> Result<()> {
+        for (dtype, tolerance) in TYPES {
+            for (b, t, c) in [(1, 1, 1), (2, 3, 17), (3, 77, 40)] {
+                let x = put(&random((b, t, c), 1)?, dtype)?;
+                let (gate, y) = (put(&random((b, c), 2)?, dtype)?, put(&random((b, t, c), 3)?, dtype)?);
+                let expected = definition(&seen(&x)?, &seen(&gate)?, &seen(&y)?)?;
+                assert_result(&on_gpu(&x, &gate, &y)?, dtype, &expected, tolerance)?;
+            }
+        }
         Ok(())
     }
 }

@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use candle_core::{D, Result, Tensor, bail};
 
 use crate::cpu::{self, Level, by_level, math};
+use crate::gpu::{self, Launch};
 
 /// `x[.., :c] * gelu(x[.., c:])` for `x` of `2c` channels, through the error function. Source: Shazeer 2020.
 pub fn geglu(x: &Tensor) -> Result<Tensor> {
@@ -12,12 +13,28 @@ pub fn geglu(x: &Tensor) -> Result<Tensor> {
     if channels == 0 || channels % 2 != 0 {
         bail!("geglu: {channels} channels have no two halves");
     }
-    if x.device().is_cpu() { on_cpu(Level::best(), x) } else { definition(x) }
+    if x.device().is_cpu() {
+        on_cpu(Level::best(), x)
+    } else if gpu::takes(x) {
+        on_gpu(x)
+    } else {
+        definition(x)
+    }
 }
 
 fn definition(x: &Tensor) -> Result<Tensor> {
     let halves = x.chunk(2, D::Minus1)?;
     &halves[0] * halves[1].gelu_erf()?
+}
+
+fn on_gpu(x: &Tensor) -> Result<Tensor> {
+    let (mut shape, dtype) = (x.dims().to_vec(), x.dtype());
+    let channels = shape.pop().unwrap_or(0) / 2;
+    let rows = shape.iter().product();
+    shape.push(channels);
+    let x = x.contiguous()?;
+    let launch = Launch::typed("geglu", "geglu", dtype)?.input(&x).output(shape, dtype);
+    launch.int(rows).int(channels).for_each_pack(rows, channels, dtype)
 }
 
 /// Floats of a piece of work.
@@ -55,6 +72,7 @@ by_level! { fn gate(x: &[f32], channels: usize, out: &mut [MaybeUninit<f32>]) = 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::testing::{TYPES, assert_result, put, seen};
     use crate::testing::{assert_close, f64s, random, same_bytes, with_threads};
 
     #[test]
@@ -75,5 +93,17 @@ mod tests {
         let x = random((500, 1280), 1)?;
         let one = with_threads(1, || geglu(&x))?;
         same_bytes(&with_threads(3, || geglu(&x))?, &one)
+    }
+
+    #[test]
+    fn the_cuda_arm_gives_the_definition() -> Result<()> {
+        for (dtype, tolerance) in TYPES {
+            for shape in [vec![2], vec![3, 34], vec![2, 70, 160]] {
+                let x = put(&(random(shape, 1)? * 6.0)?, dtype)?;
+                // Products are up to 6 times the factors, whose roundings they carry.
+                assert_result(&on_gpu(&x)?, dtype, &definition(&seen(&x)?)?, tolerance)?;
+            }
+        }
+        Ok(())
     }
 }

@@ -6,6 +6,7 @@ use candle_core::{D, DType, Result, Tensor, bail};
 
 use crate::Activation;
 use crate::cpu::{self, Level, STEPS_A_FLOAT, Shared, by_level, for_each_piece, math};
+use crate::gpu::{self, Launch};
 
 /// Normalises each group of channels of each sample to mean 0 and variance 1, then scales, shifts and activates.
 ///
@@ -29,6 +30,8 @@ pub fn group_norm(
     }
     if x.device().is_cpu() && x.elem_count() > 0 {
         on_cpu(Level::best(), x, weight, bias, groups, eps, activation)
+    } else if gpu::takes(x) && x.elem_count() > 0 && lanes(x)? * channels * 8 <= SHARED {
+        on_gpu(x, weight, bias, groups, eps, activation)
     } else {
         definition(x, weight, bias, groups, eps, activation)
     }
@@ -48,8 +51,48 @@ fn definition(
     let g = g.broadcast_sub(&mean)?;
     let variance = g.sqr()?.mean_keepdim((1, 3))?;
     let y = g.broadcast_div(&(variance + eps)?.sqrt()?)?.reshape(x.shape())?;
-    let y = y.broadcast_mul(weight)?.broadcast_add(bias)?.to_dtype(x.dtype())?;
-    activation.forward(&y)
+    let wide = |t: &Tensor| t.to_dtype(DType::F32);
+    let y = y.broadcast_mul(&wide(weight)?)?.broadcast_add(&wide(bias)?)?;
+    activation.definition(&y)?.to_dtype(x.dtype())
+}
+
+/// Shared memory of a block: mean and squares of every channel, for each of its pixels that are read at once.
+const SHARED: usize = 48 << 10;
+/// Threads of a block that gathers statistics.
+const GATHERING: usize = 256;
+
+/// Pixels that a block reads at once.
+fn lanes(x: &Tensor) -> Result<usize> {
+    Ok((GATHERING / x.dim(D::Minus1)?.div_ceil(gpu::width(x.dtype()))).max(1))
+}
+
+/// Three kernels: statistics of parts of each sample, of the samples, and one pass that normalises and activates.
+fn on_gpu(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    groups: usize,
+    eps: f64,
+    activation: Activation,
+) -> Result<Tensor> {
+    let (batch, channels, dtype) = (x.dim(0)?, x.dim(D::Minus1)?, x.dtype());
+    let pixels = x.elem_count() / (batch * channels);
+    let (x, weight, bias, lanes) = (x.contiguous()?, gpu::wide(weight)?, gpu::wide(bias)?, lanes(x)?);
+    // Enough blocks for the largest GPUs, and enough pixels for each of its threads.
+    let part_pixels = pixels.div_ceil((512 / batch).max(1)).max(4 * lanes).min(pixels);
+    let parts = pixels.div_ceil(part_pixels);
+    let launch = Launch::typed("group_norm", "group_norm_gather", dtype)?.input(&x);
+    let launch = launch.output((batch, parts, groups, 2), DType::F32).int(pixels).int(part_pixels);
+    let launch = launch.int(channels).int(groups).shared(lanes * channels * 8);
+    let statistics = launch.blocks([parts, batch, 1], GATHERING)?;
+    let launch = Launch::new("group_norm", "group_norm_fold").input(&statistics).input(&weight);
+    let launch = launch.output((batch, channels), DType::F32).output((batch, channels), DType::F32);
+    let launch = launch.int(pixels).int(part_pixels).int(parts).int(channels).int(groups).float(eps);
+    let (means, scales) = launch.blocks_of_two([groups, batch, 1], 32)?;
+    let launch = Launch::typed("group_norm", "group_norm_apply", dtype)?;
+    let launch = launch.input(&x).input(&means).input(&scales).input(&bias).output(x.shape(), dtype);
+    let launch = launch.int(batch * pixels).int(pixels).int(channels).int(activation.number());
+    launch.for_each_pack(batch * pixels, channels, dtype)
 }
 
 /// Floats of a piece of work: they are read twice, the second time from the first-level cache.
@@ -185,7 +228,10 @@ by_level! {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::*;
+    use crate::gpu::testing::{TYPES, assert_result, put, seen};
     use crate::testing::{assert_close, f64s, random, same_bytes, with_threads};
 
     #[test]
@@ -241,5 +287,45 @@ mod tests {
         assert!(group_norm(&x, &w, &random(6, 2)?, 4, 1e-5, Activation::None).is_err());
         assert!(group_norm(&w, &w, &w, 4, 1e-5, Activation::None).is_err());
         Ok(())
+    }
+
+    #[test]
+    fn the_cuda_arm_gives_the_definition() -> Result<()> {
+        for (dtype, tolerance) in TYPES {
+            for (shape, groups) in [
+                ((1, 1, 1, 2), 1),
+                ((2, 5, 5, 12), 4),
+                ((1, 33, 17, 64), 32),
+                ((3, 16, 16, 96), 32),
+                ((1, 9, 9, 17), 17),
+                ((2, 6, 5, 2560), 32),
+            ] {
+                let x = put(&(random(shape, 1)? * 3.0)?.broadcast_add(&random(shape.3, 2)?)?, dtype)?;
+                let (w, b) = (put(&random(shape.3, 3)?, DType::F32)?, put(&random(shape.3, 4)?, dtype)?);
+                for f in [Activation::None, Activation::Silu] {
+                    let expected = definition(&seen(&x)?, &seen(&w)?, &seen(&b)?, groups, 1e-5, f)?;
+                    assert_result(&on_gpu(&x, &w, &b, groups, 1e-5, f)?, dtype, &expected, tolerance)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_large_mean_costs_the_cuda_arm_no_precision() -> Result<()> {
+        let noise = (random((1, 40, 40, 32), 1)? * 64.0)?.round()?;
+        let (w, b) =
+            (Tensor::ones(32, DType::F32, &Device::Cpu)?, Tensor::zeros(32, DType::F32, &Device::Cpu)?);
+        let norm = |x: &Tensor| {
+            on_gpu(
+                &put(x, DType::F32)?,
+                &put(&w, DType::F32)?,
+                &put(&b, DType::F32)?,
+                8,
+                0.0,
+                Activation::None,
+            )
+        };
+        assert_close(&seen(&norm(&(&noise + 65536.0)?)?)?, &f64s(&norm(&noise)?)?, 2e-3)
     }
 }

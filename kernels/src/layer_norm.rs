@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use candle_core::{D, DType, Result, Tensor, bail};
 
 use crate::cpu::{self, Level, by_level, math};
+use crate::gpu::{self, Launch};
 
 /// Normalises the channels of every token to mean 0 and variance 1, then scales and shifts.
 ///
@@ -16,6 +17,8 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
     }
     if x.device().is_cpu() {
         on_cpu(Level::best(), x, weight, bias, eps)
+    } else if gpu::takes(x) {
+        on_gpu(x, weight, bias, x.elem_count() / channels, 0.0, eps)
     } else {
         definition(x, weight, bias, eps)
     }
@@ -26,7 +29,25 @@ fn definition(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Te
     let g = g.broadcast_sub(&g.mean_keepdim(D::Minus1)?)?;
     let variance = g.sqr()?.mean_keepdim(D::Minus1)?;
     let y = g.broadcast_div(&(variance + eps)?.sqrt()?)?;
-    y.broadcast_mul(weight)?.broadcast_add(bias)?.to_dtype(x.dtype())
+    let wide = |t: &Tensor| t.to_dtype(DType::F32);
+    y.broadcast_mul(&wide(weight)?)?.broadcast_add(&wide(bias)?)?.to_dtype(x.dtype())
+}
+
+/// `(offset + scale) norm(x) + shift`; scale and shift have a row for every `tokens` tokens.
+pub(crate) fn on_gpu(
+    x: &Tensor,
+    scale: &Tensor,
+    shift: &Tensor,
+    tokens: usize,
+    offset: f64,
+    eps: f64,
+) -> Result<Tensor> {
+    let (channels, dtype) = (x.dim(D::Minus1)?, x.dtype());
+    let (x, scale, shift) = (x.contiguous()?, gpu::wide(scale)?, gpu::wide(shift)?);
+    let rows = x.elem_count() / channels;
+    let launch = Launch::typed("layer_norm", "layer_norm", dtype)?;
+    let launch = launch.input(&x).input(&scale).input(&shift).output(x.shape(), dtype);
+    launch.int(rows).int(tokens.max(1)).int(channels).float(offset).float(eps).for_each_row(rows)
 }
 
 /// Floats of a piece of work.
@@ -85,6 +106,7 @@ by_level! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::testing::{TYPES, assert_result, put, seen};
     use crate::testing::{assert_close, f64s, random, same_bytes, with_threads};
 
     #[test]
@@ -112,6 +134,21 @@ mod tests {
             same_bytes(&layer_norm(&x.narrow(0, i, 1)?, &w, &b, 1e-5)?, &all.narrow(0, i, 1)?)?;
         }
         assert!(layer_norm(&x, &w, &random(319, 3)?, 1e-5).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn the_cuda_arm_gives_the_definition() -> Result<()> {
+        for (dtype, tolerance) in TYPES {
+            for shape in [vec![1, 1], vec![3, 17], vec![2, 77, 40], vec![9, 1280]] {
+                let channels = shape[shape.len() - 1];
+                let x = put(&((random(shape, 1)? * 4.0)? + 2.0)?, dtype)?;
+                let (w, b) = (put(&random(channels, 2)?, DType::F32)?, put(&random(channels, 3)?, dtype)?);
+                let expected = definition(&seen(&x)?, &seen(&w)?, &seen(&b)?, 1e-5)?;
+                let y = on_gpu(&x, &w, &b, x.elem_count() / channels, 0.0, 1e-5)?;
+                assert_result(&y, dtype, &expected, tolerance)?;
+            }
+        }
         Ok(())
     }
 }

@@ -7,7 +7,8 @@
 //!
 //! An op's file holds its definition, a formula in candle's operations, which runs on every device that has nothing
 //! better; and its CPU arm, tested against the definition, on AVX-512, AVX2 or plain Rust as the machine allows. What
-//! the CPU arms share is in `cpu`: the matrix kernel, packed weights, vectorised elementary functions.
+//! the CPU arms share is in `cpu`: the matrix kernel, packed weights, vectorised elementary functions. Its CUDA arm
+//! launches the kernels of the `.cu` file beside it; what those arms share is in `gpu`.
 //!
 //! Work is split in pieces whose size does not depend on the number of threads, and each output element is summed in
 //! one fixed order: the same inputs give the same bytes whatever the thread count, and a sample gives the same bytes
@@ -23,15 +24,18 @@ pub mod gated_gelu;
 pub mod gated_residual;
 pub mod geglu;
 mod ggml_block;
+mod gpu;
 pub mod group_norm;
 pub mod layer_norm;
 pub mod linear;
 pub mod low_rank;
 pub mod memory;
 pub mod modulate;
+pub mod quantise;
 pub mod rgb8;
 pub mod rms_norm;
 pub mod rope;
+mod row_source;
 #[cfg(test)]
 mod testing;
 pub mod timestep_embedding;
@@ -46,15 +50,19 @@ pub use encoded::{EncodedWeight, Format};
 pub use gated_gelu::gated_gelu;
 pub use gated_residual::gated_residual;
 pub use geglu::geglu;
+#[cfg(feature = "cuda")]
+pub use gpu::open as open_gpu;
 pub use group_norm::group_norm;
 pub use layer_norm::layer_norm;
 pub use linear::Linear;
 pub use low_rank::LowRank;
 pub use memory::keep_freed_memory;
 pub use modulate::modulated_layer_norm;
+pub use quantise::{EightBits, quantise_rows};
 pub use rgb8::rgb8;
 pub use rms_norm::rms_norm;
 pub use rope::{Rotation, rms_norm_rope};
+pub use row_source::RowSource;
 pub use timestep_embedding::timestep_embedding;
 pub use upsample::upsample_nearest;
 pub use weighted_sum::weighted_sum;

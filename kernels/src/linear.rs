@@ -2,11 +2,12 @@
 
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{D, DType, Device, Result, Tensor, bail};
 
 use crate::cpu::{self, Epilogue, Level, PackedWeight, Rows, Shared};
+use crate::gpu::{self, Launch};
 use crate::weight::{ReplaceableWeight, Weight};
-use crate::{Activation, EncodedWeight, LowRank};
+use crate::{Activation, EncodedWeight, LowRank, RowSource};
 
 /// A linear layer that owns its weight in the layout its device wants.
 #[derive(Debug)]
@@ -36,6 +37,14 @@ impl Linear {
     /// with block formats, and may round activations to eight bits.
     pub fn encoded(weight: &EncodedWeight, bias: Option<&Tensor>, device: &Device) -> Result<Self> {
         Self::with(ReplaceableWeight::encoded(weight, device)?, weight.dims(), bias)
+    }
+
+    /// A layer on the CPU whose weight is read from `source`, `(out, in)`, and held in `dtype`: that of the source, or f32.
+    pub fn from_rows(source: &dyn RowSource, dtype: DType, bias: Option<&Tensor>) -> Result<Self> {
+        let &[out_features, in_features] = source.dims() else {
+            bail!("linear: a weight of shape {:?} is no matrix", source.dims());
+        };
+        Self::with(ReplaceableWeight::from_rows(source, dtype)?, (out_features, in_features), bias)
     }
 
     /// A layer whose weight is not in memory: [`Self::replace_weight`] brings it, and [`Self::forward`] needs it.
@@ -83,6 +92,12 @@ impl Linear {
     pub fn replace_encoded(&self, weight: &EncodedWeight, device: &Device) -> Result<()> {
         self.same_shape(&[weight.dims().0, weight.dims().1])?;
         self.weight.replace_encoded(weight, device)
+    }
+
+    /// Puts a weight that is read on the CPU in place of the present one; as for [`Self::from_rows`].
+    pub fn replace_rows(&self, source: &dyn RowSource, dtype: DType) -> Result<()> {
+        self.same_shape(source.dims())?;
+        self.weight.replace_rows(source, dtype)
     }
 
     /// Whether a bias is added.
@@ -217,7 +232,13 @@ fn definition(
     activation: Activation,
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let y = x.contiguous()?.broadcast_matmul(&weight.to_dtype(x.dtype())?.t()?)?;
+    let (mut shape, depth) = (x.dims().to_vec(), weight.dim(1)?);
+    // As one matrix: the weight would be copied for every sample of a batch.
+    let rows = x.reshape((x.elem_count() / depth, depth))?;
+    if let Some(last) = shape.last_mut() {
+        *last = weight.dim(0)?;
+    }
+    let y = gpu::product(&rows, &weight.to_dtype(x.dtype())?.t()?)?.reshape(shape)?;
     rest(y, bias, activation, residual)
 }
 
@@ -228,6 +249,9 @@ fn rest(
     activation: Activation,
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
+    if gpu::takes(&y) {
+        return epilogue_on_gpu(y, bias, None, activation, residual);
+    }
     if let Some(b) = bias {
         y = y.broadcast_add(&b.to_dtype(y.dtype())?)?;
     }
@@ -236,6 +260,31 @@ fn rest(
         Some(r) => y + r,
         None => Ok(y),
     }
+}
+
+/// `activation(y + bias + per_sample) + residual` in one pass.
+///
+/// `y`: `(batch, .., channels)`; `bias`: `(channels)`; `per_sample`: `(batch, channels)`; `residual`: as `y`.
+pub(crate) fn epilogue_on_gpu(
+    y: Tensor,
+    bias: Option<&Tensor>,
+    per_sample: Option<&Tensor>,
+    activation: Activation,
+    residual: Option<&Tensor>,
+) -> Result<Tensor> {
+    if bias.is_none() && per_sample.is_none() && residual.is_none() && activation == Activation::None {
+        return Ok(y);
+    }
+    let (channels, dtype) = (y.dim(D::Minus1)?, y.dtype());
+    let rows = y.elem_count() / channels.max(1);
+    let same = |t: &Tensor| t.to_dtype(dtype)?.contiguous();
+    let (y, bias) = (y.contiguous()?, bias.map(gpu::wide).transpose()?);
+    let (per_sample, residual) = (per_sample.map(same).transpose()?, residual.map(same).transpose()?);
+    let launch = Launch::typed("linear", "epilogue", dtype)?.input(&y).optional(bias.as_ref());
+    let launch = launch.optional(per_sample.as_ref()).optional(residual.as_ref()).output(y.shape(), dtype);
+    let launch =
+        launch.int(rows).int((rows / y.dim(0)?.max(1)).max(1)).int(channels).int(activation.number());
+    launch.for_each_pack(rows, channels, dtype)
 }
 
 /// Rows that lie one after the other.
@@ -280,6 +329,7 @@ fn on_cpu(
 mod tests {
     use super::*;
     use crate::Format;
+    use crate::gpu::testing::{TYPES, assert_result, put, seen};
     use crate::testing::{assert_close, f64s, random, same_bytes, with_threads};
     use crate::weight::EncodedOnDevice;
 
@@ -384,7 +434,7 @@ mod tests {
                 let weight = encoded(format, out, depth)?;
                 let decoded = weight.decode(&Device::Cpu)?;
                 let (x, b) = (random((rows, depth), 1)?, random(out, 2)?);
-                let (packed, wide) = (PackedWeight::encoded(&weight), PackedWeight::new(&decoded)?);
+                let (packed, wide) = (PackedWeight::encoded(&weight)?, PackedWeight::new(&decoded)?);
                 assert!(f64s(&decoded)?.iter().any(|&v| v != 0.0), "{format:?}");
                 for level in Level::available() {
                     let run = |w| on_cpu(level, &x, w, Some(&b), Activation::Silu, None, vec![rows, out]);
@@ -516,6 +566,41 @@ mod tests {
         same_bytes(&linear.forward(&x)?, &base)?;
         assert!(linear.replace_bias(&random(40, 4)?).is_err());
         assert!(Linear::new(&w, None)?.replace_bias(&b).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn the_cuda_arm_gives_what_follows_a_product() -> Result<()> {
+        use Activation::*;
+        for (dtype, tolerance) in TYPES {
+            for (batch, rows, channels) in [(1, 1, 1), (2, 9, 17), (3, 50, 64)] {
+                let shape = (batch, rows, channels);
+                let (y, r) = (put(&random(shape, 1)?, dtype)?, put(&random(shape, 2)?, dtype)?);
+                let (b, t) =
+                    (put(&random(channels, 3)?, DType::F32)?, put(&random((batch, channels), 4)?, dtype)?);
+                for f in [None, GeluTanh, Silu] {
+                    for (b, t, r) in [
+                        (Option::None, Option::None, Option::None),
+                        (Some(&b), Option::None, Some(&r)),
+                        (Option::None, Some(&t), Option::None),
+                        (Some(&b), Some(&t), Some(&r)),
+                    ] {
+                        let mut expected = seen(&y)?;
+                        if let Some(b) = b {
+                            expected = expected.broadcast_add(&seen(b)?)?;
+                        }
+                        if let Some(t) = t {
+                            expected = expected.broadcast_add(&seen(t)?.unsqueeze(1)?)?;
+                        }
+                        expected = f.definition(&expected)?;
+                        if let Some(r) = r {
+                            expected = (expected + seen(r)?)?;
+                        }
+                        assert_result(&epilogue_on_gpu(y.clone(), b, t, f, r)?, dtype, &expected, tolerance)?;
+                    }
+                }
+            }
+        }
         Ok(())
     }
 }

@@ -4,19 +4,22 @@
 use candle_core::{D, DType, Result, Tensor, bail};
 
 use crate::cpu::{self, Level, STEPS_A_FLOAT, Shared, for_each_piece};
-use crate::layer_norm::normalise;
+use crate::gpu;
+use crate::layer_norm::{self, normalise};
 
 /// `(1 + scale) * norm(x) + shift`, where `norm` brings the channels of every token to mean 0 and variance 1.
 ///
 /// `x`: `(batch, tokens, channels)`; `scale` and `shift`: `(batch, channels)`. Source: `AdaLayerNormZero` of diffusers;
 /// Peebles and Xie 2022.
 pub fn modulated_layer_norm(x: &Tensor, scale: &Tensor, shift: &Tensor, eps: f64) -> Result<Tensor> {
-    let (batch, _, channels) = x.dims3()?;
+    let (batch, tokens, channels) = x.dims3()?;
     if channels == 0 || scale.dims() != [batch, channels] || shift.dims() != [batch, channels] {
         bail!("modulated layer norm: scale {:?}, shift {:?} for {:?}", scale.dims(), shift.dims(), x.dims());
     }
     if x.device().is_cpu() {
         on_cpu(Level::best(), x, scale, shift, eps)
+    } else if gpu::takes(x) {
+        layer_norm::on_gpu(x, scale, shift, tokens, 1.0, eps)
     } else {
         definition(x, scale, shift, eps)
     }
@@ -62,6 +65,7 @@ fn on_cpu(level: Level, x: &Tensor, scale: &Tensor, shift: &Tensor, eps: f64) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::testing::{TYPES, assert_result, put, seen};
     use crate::testing::{assert_close, f64s, random, same_bytes, with_threads};
 
     #[test]
@@ -98,5 +102,19 @@ mod tests {
         let (x, scale, shift) = (random((1, 20, 64), 1)?, random((1, 64), 2)?, random((1, 64), 3)?);
         let y = modulated_layer_norm(&x, &scale, &shift, 1e-6)?;
         same_bytes(&modulated_layer_norm(&(&x / 64.0)?, &scale, &shift, 1e-6 / 4096.0)?, &y)
+    }
+
+    #[test]
+    fn the_cuda_arm_gives_the_definition() -> Result<()> {
+        for (dtype, tolerance) in TYPES {
+            for (b, t, c) in [(1, 1, 1), (2, 3, 17), (3, 77, 40), (2, 4, 3072)] {
+                let x = put(&((random((b, t, c), 1)? * 4.0)? + 2.0)?, dtype)?;
+                let (scale, shift) = (put(&random((b, c), 2)?, dtype)?, put(&random((b, c), 3)?, dtype)?);
+                let expected = definition(&seen(&x)?, &seen(&scale)?, &seen(&shift)?, 1e-6)?;
+                let y = layer_norm::on_gpu(&x, &scale, &shift, t, 1.0, 1e-6)?;
+                assert_result(&y, dtype, &expected, tolerance)?;
+            }
+        }
+        Ok(())
     }
 }

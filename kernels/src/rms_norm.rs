@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use candle_core::{D, DType, Result, Tensor, bail};
 
 use crate::cpu::{self, Level, by_level, math};
+use crate::gpu::{self, Launch};
 
 /// `x / sqrt(mean(x^2) + eps) * weight`: layer normalisation without mean and shift.
 ///
@@ -15,7 +16,13 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     if channels == 0 || weight.dims() != [channels] {
         bail!("rms_norm: a scale of shape {:?} for {channels} channels", weight.dims());
     }
-    if x.device().is_cpu() { on_cpu(Level::best(), x, weight, eps) } else { definition(x, weight, eps) }
+    if x.device().is_cpu() {
+        on_cpu(Level::best(), x, weight, eps)
+    } else if gpu::takes(x) {
+        on_gpu(x, weight, eps)
+    } else {
+        definition(x, weight, eps)
+    }
 }
 
 fn definition(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
@@ -23,6 +30,15 @@ fn definition(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let mean = g.sqr()?.mean_keepdim(D::Minus1)?;
     let y = g.broadcast_div(&(mean + eps)?.sqrt()?)?;
     y.broadcast_mul(&weight.to_dtype(DType::F32)?)?.to_dtype(x.dtype())
+}
+
+fn on_gpu(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    let (channels, dtype) = (x.dim(D::Minus1)?, x.dtype());
+    let (x, weight) = (x.contiguous()?, gpu::wide(weight)?);
+    let rows = x.elem_count() / channels;
+    let launch =
+        Launch::typed("rms_norm", "rms_norm", dtype)?.input(&x).input(&weight).output(x.shape(), dtype);
+    launch.int(rows).int(channels).float(eps).for_each_row(rows)
 }
 
 /// Floats of a piece of work.
@@ -73,6 +89,7 @@ by_level! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::testing::{TYPES, assert_result, put, seen};
     use crate::testing::{assert_close, f64s, random, same_bytes, with_threads};
 
     #[test]
@@ -120,6 +137,19 @@ mod tests {
             same_bytes(&rms_norm(&x.narrow(0, i, 1)?, &w, 1e-6)?, &all.narrow(0, i, 1)?)?;
         }
         assert!(rms_norm(&x, &random(319, 3)?, 1e-6).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn the_cuda_arm_gives_the_definition() -> Result<()> {
+        for (dtype, tolerance) in TYPES {
+            for shape in [vec![1, 1], vec![3, 17], vec![2, 7, 3, 40], vec![2, 4096]] {
+                let x = put(&((random(shape, 1)? * 4.0)? + 2.0)?, dtype)?;
+                let w = put(&random(x.dim(D::Minus1)?, 2)?, dtype)?;
+                let expected = definition(&seen(&x)?, &seen(&w)?, 1e-6)?;
+                assert_result(&on_gpu(&x, &w, 1e-6)?, dtype, &expected, tolerance)?;
+            }
+        }
         Ok(())
     }
 }

@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use candle_core::{D, DType, Device, Result, Tensor, bail};
 
 use crate::cpu::{self, Level, STEPS_A_FLOAT, Shared, by_level, for_each_piece, math};
+use crate::gpu::{self, Launch};
 
 /// By how much each pair of a head's channels is turned, token by token. Source: Su et al. 2021.
 #[derive(Clone, Debug)]
@@ -69,6 +70,8 @@ pub fn rms_norm_rope(
     }
     if first.device().is_cpu() {
         on_cpu(Level::best(), parts, heads, rotation, eps)
+    } else if gpu::takes(first) && parts.len() <= 2 {
+        on_gpu(parts, heads, rotation, eps)
     } else {
         definition(parts, heads, rotation, eps)
     }
@@ -90,6 +93,21 @@ fn definition(parts: &[(&Tensor, &Tensor)], heads: usize, rotation: &Rotation, e
     let y = (x.broadcast_mul(&turn(&rotation.cos)?)? + swapped.broadcast_mul(&turn(&rotation.sin)?)?)?;
     let dtype = parts.first().map_or(DType::F32, |(x, _)| x.dtype());
     y.reshape((batch, tokens, heads * d))?.to_dtype(dtype)
+}
+
+/// One or two parts: what FLUX's blocks have.
+fn on_gpu(parts: &[(&Tensor, &Tensor)], heads: usize, rotation: &Rotation, eps: f64) -> Result<Tensor> {
+    let (all, d) = rotation.cos.dims2()?;
+    let held = parts.iter().map(|(x, weight)| Ok((x.contiguous()?, gpu::wide(weight)?)));
+    let held = held.collect::<Result<Vec<_>>>()?;
+    let [(x, weight), also @ ..] = &held[..] else { bail!("rope: there are no tokens") };
+    let (also, also_weight) = also.first().map_or((None, None), |(x, weight)| (Some(x), Some(weight)));
+    let ((batch, tokens, channels), dtype) = (x.dims3()?, x.dtype());
+    let all_heads = batch * all * heads;
+    let launch = Launch::typed("rope", "rms_norm_rope", dtype)?.input(x).input(weight);
+    let launch = launch.optional(also).optional(also_weight).input(&rotation.cos).input(&rotation.sin);
+    let launch = launch.output((batch, all, channels), dtype).int(all_heads).int(tokens).int(all - tokens);
+    launch.int(heads).int(d).float(eps).for_each_row(all_heads)
 }
 
 /// Floats of a piece of work.
@@ -197,6 +215,7 @@ by_level! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::testing::{TYPES, assert_result, put, seen};
     use crate::testing::{assert_close, f64s, random, same_bytes, with_threads};
 
     fn rotation(tokens: usize, pairs: usize) -> Result<Rotation> {
@@ -261,6 +280,33 @@ mod tests {
         assert!(rms_norm_rope(&[(&x, &w), (&x, &w)], 2, &rotation, 1e-6).is_err());
         assert!(rms_norm_rope(&[(&x, &w.narrow(0, 0, 4)?)], 2, &rotation, 1e-6).is_err());
         assert!(Rotation::new(&[1.0; 5], 2, &Device::Cpu).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn the_cuda_arm_gives_the_definition() -> Result<()> {
+        for (dtype, tolerance) in TYPES {
+            for (batch, lengths, heads, d) in
+                [(1, [1, 0], 1, 2), (2, [3, 5], 3, 14), (1, [7, 9], 2, 48), (2, [4, 3], 4, 128)]
+            {
+                let [x, y] = lengths.map(|tokens| random((batch, tokens, heads * d), tokens as u64));
+                let (x, y, w, v) = (
+                    put(&x?, dtype)?,
+                    put(&y?, dtype)?,
+                    put(&random(d, 3)?, dtype)?,
+                    put(&random(d, 4)?, dtype)?,
+                );
+                let rotation = rotation(lengths[0] + lengths[1], d / 2)?;
+                let there =
+                    Rotation { cos: put(&rotation.cos, DType::F32)?, sin: put(&rotation.sin, DType::F32)? };
+                let mut parts = vec![(&x, &w), (&y, &v)];
+                parts.retain(|(x, _)| x.elem_count() > 0);
+                let held = parts.iter().map(|(x, w)| Ok((seen(x)?, seen(w)?))).collect::<Result<Vec<_>>>()?;
+                let held: Vec<_> = held.iter().map(|(x, w)| (x, w)).collect();
+                let expected = definition(&held, heads, &rotation, 1e-6)?;
+                assert_result(&on_gpu(&parts, heads, &there, 1e-6)?, dtype, &expected, tolerance)?;
+            }
+        }
         Ok(())
     }
 }

@@ -7,7 +7,7 @@ use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{DType, Device, Module, Result, Tensor};
 
 use crate::cpu::PackedWeight;
-use crate::{EncodedWeight, Format};
+use crate::{EncodedWeight, Format, RowSource};
 
 /// The weight of a matrix or of filters.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ impl Weight {
 
     fn encoded(weight: &EncodedWeight, device: &Device) -> Result<Self> {
         Ok(if device.is_cpu() {
-            Self::Packed(PackedWeight::encoded(weight))
+            Self::Packed(PackedWeight::encoded(weight)?)
         } else {
             Self::Encoded(Box::new(EncodedOnDevice::new(weight, device)?))
         })
@@ -146,6 +146,11 @@ impl ReplaceableWeight {
         Ok(Self(RwLock::new(Weight::encoded(weight, device)?)))
     }
 
+    /// The same, packed for the CPU as it is read, and held in `dtype`.
+    pub(crate) fn from_rows(source: &dyn RowSource, dtype: DType) -> Result<Self> {
+        Ok(Self(RwLock::new(Weight::Packed(PackedWeight::read(source, dtype)?))))
+    }
+
     /// Puts another weight in place of the present one, whose shape the caller has compared.
     pub(crate) fn replace(&self, weight: &Tensor) -> Result<()> {
         self.put(Weight::new(weight)?);
@@ -155,6 +160,12 @@ impl ReplaceableWeight {
     /// The same for a matrix in a format, on `device`.
     pub(crate) fn replace_encoded(&self, weight: &EncodedWeight, device: &Device) -> Result<()> {
         self.put(Weight::encoded(weight, device)?);
+        Ok(())
+    }
+
+    /// The same, packed for the CPU as it is read, and held in `dtype`.
+    pub(crate) fn replace_rows(&self, source: &dyn RowSource, dtype: DType) -> Result<()> {
+        self.put(Weight::Packed(PackedWeight::read(source, dtype)?));
         Ok(())
     }
 

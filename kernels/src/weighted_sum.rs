@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use candle_core::{DType, Result, Tensor, bail};
 
 use crate::cpu::{self, Level, by_level};
+use crate::gpu::{self, Launch};
 
 /// `sum_i weight_i * tensor_i`, added from left to right in f32; all tensors have one shape.
 pub fn weighted_sum(terms: &[(f64, &Tensor)]) -> Result<Tensor> {
@@ -16,6 +17,8 @@ pub fn weighted_sum(terms: &[(f64, &Tensor)]) -> Result<Tensor> {
     }
     if terms.iter().all(|(_, t)| t.device().is_cpu() && t.dtype() == DType::F32) {
         on_cpu(Level::best(), terms)
+    } else if terms.iter().all(|(_, t)| gpu::takes(t) && t.dtype() == first.dtype()) && terms.len() <= TERMS {
+        on_gpu(terms)
     } else {
         definition(terms)
     }
@@ -27,6 +30,24 @@ fn definition(terms: &[(f64, &Tensor)]) -> Result<Tensor> {
         sum = (sum + t.affine(*w, 0.0)?)?;
     }
     Ok(sum)
+}
+
+/// What the kernel adds at once.
+const TERMS: usize = 8;
+
+fn on_gpu(terms: &[(f64, &Tensor)]) -> Result<Tensor> {
+    let first = terms[0].1;
+    let (count, dtype) = (first.elem_count(), first.dtype());
+    let tensors = terms.iter().map(|(_, t)| t.contiguous()).collect::<Result<Vec<_>>>()?;
+    let mut launch = Launch::typed("weighted_sum", "weighted_sum", dtype)?;
+    for i in 0..TERMS {
+        launch = launch.optional(tensors.get(i));
+    }
+    for i in 0..TERMS {
+        launch = launch.float(terms.get(i).map_or(0.0, |(weight, _)| *weight));
+    }
+    let launch = launch.int(terms.len()).output(first.shape(), dtype).index(count);
+    launch.for_each(count.div_ceil(gpu::width(dtype)))
 }
 
 /// Floats of a piece of work.
@@ -69,6 +90,7 @@ by_level! { fn add(weight: f32, x: &[f32], out: &mut [f32]) = add_body; }
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::testing::{TYPES, assert_result, put, seen};
     use crate::testing::{random, same_bytes};
 
     #[test]
@@ -89,6 +111,27 @@ mod tests {
     fn shapes_must_agree() -> Result<()> {
         assert!(weighted_sum(&[]).is_err());
         assert!(weighted_sum(&[(1.0, &random((2, 3), 1)?), (1.0, &random(3, 1)?)]).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn the_cuda_arm_gives_the_definition() -> Result<()> {
+        for (dtype, tolerance) in TYPES {
+            for shape in [vec![1], vec![3, 7, 5], vec![2, 10, 10, 4]] {
+                let all =
+                    (0..8).map(|i| put(&random(shape.clone(), i)?, dtype)).collect::<Result<Vec<_>>>()?;
+                let wide = all.iter().map(seen).collect::<Result<Vec<_>>>()?;
+                for count in [1, 2, 3, 8] {
+                    let weight = |i: usize| 1.5 - 0.7 * i as f64;
+                    let terms: Vec<_> =
+                        all[..count].iter().enumerate().map(|(i, t)| (weight(i), t)).collect();
+                    let wide: Vec<_> =
+                        wide[..count].iter().enumerate().map(|(i, t)| (weight(i), t)).collect();
+                    let exact = if dtype == DType::F32 { 0.0 } else { tolerance };
+                    assert_result(&on_gpu(&terms)?, dtype, &definition(&wide)?, exact)?;
+                }
+            }
+        }
         Ok(())
     }
 }

@@ -177,7 +177,7 @@ pub(super) fn lora(app: &App, name: &str, scale: f64, field: &str) -> Result<Lor
         return Err(Fault::must_be(&format!("The scale of lora {name:?}"), allowed, &scale.into()));
     }
     let path = app.loras.get(name).ok_or_else(|| {
-        let names: Vec<_> = app.loras.names().map(|n| format!("'{n}'")).collect();
+        let names: Vec<_> = app.loras.names().into_iter().map(|n| format!("'{n}'")).collect();
         let name = shown(&name.into());
         Fault::invalid(field, format!("Unknown lora {name}. Must be one of [{}]", names.join(", ")))
     })?;

@@ -4,14 +4,15 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
 use aquatint_models::checkpoint::builtin;
 use aquatint_models::text::textual_inversion::TextualInversion;
 
-/// LoRA files by name, and textual inversions by token.
+/// LoRA files by name, and textual inversions by token. Clones share the LoRAs.
 #[derive(Clone, Debug, Default)]
 pub struct LoraRegistry {
-    files: BTreeMap<String, PathBuf>,
+    files: Arc<RwLock<BTreeMap<String, PathBuf>>>,
     embeddings: BTreeMap<String, Embedding>,
 }
 
@@ -28,8 +29,7 @@ pub struct Embedding {
 
 impl LoraRegistry {
     /// Every `*.safetensors` in a folder, under its name without the extension; textual inversions under their tokens.
-    /// Links that lead out of the folder are
-    /// left out: whoever may put a file there may not thereby read others.
+    /// Links that lead out of the folder are left out: whoever may put a file there may not thereby read others.
     ///
     /// # Errors
     /// When the folder cannot be read.
@@ -43,7 +43,7 @@ impl LoraRegistry {
             if !path.canonicalize()?.starts_with(&root) {
                 tracing::warn!("--lora-dir: {} leads out of the folder and is left out", path.display());
             } else if !found.add_embedding(&path) {
-                found.files.insert(name.to_owned(), path.clone());
+                found.files_mut().insert(name.to_owned(), path.clone());
             }
         }
         Ok(found)
@@ -68,20 +68,27 @@ impl LoraRegistry {
     }
 
     /// Adds the built-in model's style LoRA; a file of the same name in the folder goes first.
-    pub fn with_builtin(mut self) -> Self {
+    #[must_use]
+    pub fn with_builtin(self) -> Self {
         let path = Path::new(builtin::STYLE_LORA);
         if let (true, Some(name)) = (builtin::TRAINED, path.file_stem().and_then(|n| n.to_str())) {
-            self.files.entry(name.to_owned()).or_insert_with(|| path.to_owned());
+            self.files_mut().entry(name.to_owned()).or_insert_with(|| path.to_owned());
         }
         self
+    }
+
+    /// These and no others: LoRAs of other processes, of which no more than the name is known.
+    pub fn know(&self, names: impl Iterator<Item = String>) {
+        *self.files_mut() =
+            names.map(|name| (name.clone(), PathBuf::from(format!("{name}.safetensors")))).collect();
     }
 
     /// Adds a file under a name of its own.
     ///
     /// # Errors
     /// When there is a LoRA of this name.
-    pub fn add(&mut self, name: String, path: PathBuf) -> Result<(), String> {
-        match self.files.entry(name) {
+    pub fn add(&self, name: String, path: PathBuf) -> Result<(), String> {
+        match self.files_mut().entry(name) {
             Entry::Occupied(entry) => Err(format!("there is a LoRA of the name {:?}", entry.key())),
             Entry::Vacant(entry) => {
                 entry.insert(path);
@@ -90,13 +97,17 @@ impl LoraRegistry {
         }
     }
 
+    fn files_mut(&self) -> RwLockWriteGuard<'_, BTreeMap<String, PathBuf>> {
+        self.files.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The file of a name.
-    pub fn get(&self, name: &str) -> Option<&Path> {
-        self.files.get(name).map(PathBuf::as_path)
+    pub fn get(&self, name: &str) -> Option<PathBuf> {
+        self.files.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
     /// All names, sorted.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.files.keys().map(String::as_str)
+    pub fn names(&self) -> Vec<String> {
+        self.files.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
     }
 }

@@ -102,10 +102,25 @@ fn process(page: &mut Page) {
     if let Some(threads) = field("Threads:") {
         page.gauge("process_threads", "Threads.", threads);
     }
+    if let Some(seconds) = start_time() {
+        page.gauge("process_start_time_seconds", "When the process began, since 1970.", seconds);
+    }
     if let Ok(open) = std::fs::read_dir("/proc/self/fd") {
         // One of them is this reading.
         page.gauge("process_open_fds", "Open file descriptors.", open.count().saturating_sub(1));
     }
+}
+
+/// When this process began, in seconds since 1970. The same at every call, unlike a clock's reading less the time since.
+fn start_time() -> Option<u64> {
+    // Linux tells in hundredths since the machine's own start, whatever the kernel's clock.
+    const TICKS_A_SECOND: u64 = 100;
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // The program's name, in brackets, may contain anything; the start is the 20th field after it.
+    let ticks: u64 = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
+    let machine = std::fs::read_to_string("/proc/stat").ok()?;
+    let boot: u64 = machine.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
+    Some(boot + ticks / TICKS_A_SECOND)
 }
 
 /// The text, as it is written.
@@ -164,6 +179,14 @@ fn escaped(label: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_process_began_lately() {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        let began = start_time().unwrap();
+        assert!(began <= now + 1 && now - began < 3600, "{began}, now {now}");
+        assert_eq!(start_time(), Some(began));
+    }
 
     #[test]
     fn writes_what_prometheus_reads() {

@@ -136,6 +136,20 @@ pub fn router(app: App, edge: &Edge) -> Router {
     edge.around(routes, http)
 }
 
+/// What a process answers that only makes pictures: who watches it, and nobody else.
+pub fn operator_router(app: App, edge: &Edge) -> Router {
+    let http = app.operations.http.clone();
+    let routes = Router::new()
+        .route("/health", only(Method::GET, native::health::health))
+        .route("/ready", only(Method::GET, ready::ready))
+        .route("/info", only(Method::GET, ready::info))
+        .route("/metrics", only(Method::GET, metrics::metrics))
+        .route("/ping", only(Method::GET, runpod::ping))
+        .fallback(fastapi::not_found)
+        .with_state(app);
+    edge.around(routes, http)
+}
+
 /// RunPod's health check alone, for a port of its own.
 pub fn ping_router(app: App) -> Router {
     Router::new().route("/ping", only(Method::GET, runpod::ping)).with_state(app)

@@ -123,9 +123,16 @@ impl Parameters {
 
     /// Puts it into a place that it was admitted to.
     pub(super) async fn submit_to(self, app: &App, place: Place) -> Result<Submitted, Fault> {
-        let model = models::choose(app, self.model.as_deref()).await?;
-        let ticket = app.queue.submit(place, self.work(app, &model));
+        let (model, work) = self.choose(app).await?;
+        let ticket = app.queue.submit(place, work).await?;
         Ok(Submitted { model, ticket })
+    }
+
+    /// What it comes to on the model that it gets, once one is loaded.
+    pub(super) async fn choose(self, app: &App) -> Result<(models::Chosen, Work), Fault> {
+        let model = models::choose(app, self.model.as_deref()).await?;
+        let work = self.work(app, &model);
+        Ok((model, work))
     }
 
     /// What it is admitted at.

@@ -20,6 +20,7 @@ pub fn unready(app: &App) -> Option<&'static str> {
         _ if app.operations.stopping.is_told() => Some("stopping"),
         Phase::Loading => Some("loading"),
         Phase::Failed(_) => Some("failed"),
+        Phase::Ready(_) if !app.queue.is_reachable() => Some("disconnected"),
         Phase::Ready(_) => None,
     }
 }
@@ -64,7 +65,7 @@ pub async fn info(State(app): State<App>) -> Json<Value> {
         "state": unready(&app).unwrap_or("ready"),
         "uptime_seconds": app.operations.started.elapsed().as_secs(),
         "models": models,
-        "loras": app.loras.names().collect::<Vec<_>>(),
+        "loras": app.loras.names(),
         "embeddings": app.loras.embeddings().map(|(token, _)| token).collect::<Vec<_>>(),
         "queue": app.queue.depth(),
         "limits": {

@@ -2,13 +2,17 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
 
+use aquatint_models::checkpoint::bytes_read;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::hub::Finder;
 use super::model::{Choice, use_threads};
 use super::{Failure, print};
+use crate::engine::pipeline::PipelineBackend;
 use crate::engine::recipe::random_seed;
 use crate::engine::{Backend, GenerationRequest, Mode, Picture, make};
 use crate::picture::{self, Format};
@@ -17,17 +21,20 @@ use crate::settings::GenerateArgs;
 /// How much of an initial picture is changed where nothing is said.
 const DEFAULT_STRENGTH: f64 = 0.6;
 
+const LOADING_BAR_EVERY: Duration = Duration::from_millis(100);
+
 /// Checks everything that can be checked, then loads, paints and writes, one picture after the other.
 pub(super) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let seed = args.seed.unwrap_or_else(random_seed);
     let mut request = request(args, seed)?;
     let targets = targets(args.out.as_deref(), seed, args.num_images)?;
-    let choice = Choice::new(&args.model, &Finder::new(args.model.dtype))?;
+    let mut choice = Choice::new(&args.model, &Finder::new(args.model.dtype))?;
+    choice.options.first_request = Some(request.clone());
     use_threads(args.model.threads)?;
     // Nobody waits for the file but its reader.
     picture::use_png_compression(picture::PngCompression::Balanced);
 
-    let mut backend = choice.load()?;
+    let mut backend = load(&choice)?;
     if args.strength.is_none() && backend.info().edits_pictures {
         request.mode.set_strength(1.0);
     }
@@ -61,6 +68,25 @@ pub(super) fn run(args: &GenerateArgs) -> Result<(), Failure> {
         );
     }
     if args.json { print_json(&made) } else { Ok(()) }
+}
+
+/// Loads the model; a terminal sees how much of it was read.
+fn load(choice: &Choice) -> Result<PipelineBackend, Failure> {
+    let bar = bar("loading {wide_bar} {bytes}/{total_bytes}", choice.describe()?.1);
+    let loaded = std::thread::scope(|scope| {
+        let (done, is_done) = channel::<()>();
+        let bar = &bar;
+        scope.spawn(move || {
+            while is_done.recv_timeout(LOADING_BAR_EVERY) == Err(RecvTimeoutError::Timeout) {
+                bar.set_position(bytes_read().0);
+            }
+        });
+        let loaded = choice.load();
+        drop(done);
+        loaded
+    });
+    bar.finish_and_clear();
+    Ok(loaded?)
 }
 
 fn request(args: &GenerateArgs, seed: u64) -> Result<GenerationRequest, Failure> {
@@ -133,11 +159,16 @@ fn targets(out: Option<&Path>, seed: u64, count: usize) -> Result<Vec<(PathBuf, 
 }
 
 /// Hidden when standard error is not a terminal.
-fn progress_bar(index: usize, count: usize) -> ProgressBar {
-    let bar = ProgressBar::new(0);
-    if let Ok(style) = ProgressStyle::with_template("{msg}{wide_bar} step {pos}/{len}, {eta} left") {
-        bar.set_style(style);
+fn bar(template: &str, length: u64) -> ProgressBar {
+    let bar = ProgressBar::new(length);
+    match ProgressStyle::with_template(template) {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
     }
+}
+
+fn progress_bar(index: usize, count: usize) -> ProgressBar {
+    let bar = bar("{msg}{wide_bar} step {pos}/{len}, {eta} left", 0);
     if count > 1 {
         bar.set_message(format!("picture {}/{count} ", index + 1));
     }

@@ -8,12 +8,20 @@ use clap::{CommandFactory, Parser};
 use crate::engine::EngineError;
 use crate::settings::{Cli, Command, LogFormat};
 
+#[cfg(feature = "nats")]
+mod doctor;
 mod generate;
+mod health;
 mod hub;
 mod model;
 mod models;
 mod runpod;
 mod serve;
+#[cfg(feature = "nats")]
+mod shared_queue;
+#[cfg(not(feature = "nats"))]
+#[path = "no_shared_queue.rs"]
+mod shared_queue;
 
 /// Why a command did not do its work, in one line.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -104,6 +112,7 @@ fn one_line(text: &str) -> String {
 /// Why it could not.
 pub fn run(command: Command) -> Result<(), Failure> {
     match command {
+        Command::Health(args) => health::run(&args),
         Command::Generate(args) => {
             log_to_stderr(LogFormat::Text, "warn", false);
             generate::run(&args)
@@ -116,6 +125,8 @@ pub fn run(command: Command) -> Result<(), Failure> {
             log_to_stderr(LogFormat::Text, "warn,aquatint=info", false);
             models::run(&args)
         }
+        #[cfg(feature = "nats")]
+        Command::Doctor(args) => doctor::run(&args),
     }
 }
 

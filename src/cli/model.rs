@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use aquatint_models::checkpoint::builtin;
 use aquatint_models::checkpoint::file::CheckpointFile;
+use aquatint_models::checkpoint::published::Dummy;
 use aquatint_models::checkpoint::safetensors_file::SafetensorsFile;
+use aquatint_models::checkpoint::{SingleFile, builtin};
 use aquatint_models::pipeline::{self, LoadOptions, ModelSource, Pipeline};
 
 use super::Failure;
@@ -51,11 +52,13 @@ impl Origin {
     fn name(&self) -> String {
         match &self.source {
             ModelSource::Builtin => "builtin".to_owned(),
-            ModelSource::Dummy(model) => model.name.to_owned(),
+            ModelSource::Dummy(Dummy::Published(model)) => model.name.to_owned(),
             // Files in the hub's cache are links to blobs, whose names say nothing.
             ModelSource::Folder(path) if path.is_file() => name_of(path),
             // `models/sdxl/.` and `.` are named as what they are.
-            ModelSource::Folder(path) => name_of(&path.canonicalize().unwrap_or_else(|_| path.clone())),
+            ModelSource::Dummy(Dummy::Folder(path)) | ModelSource::Folder(path) => {
+                name_of(&path.canonicalize().unwrap_or_else(|_| path.clone()))
+            }
         }
     }
 }
@@ -66,21 +69,22 @@ impl Choice {
             path.as_deref().map(|path| finder.file(flag, path)).transpose()
         };
         let (unet, t5) = (file("--unet", &args.unet)?, file("--t5", &args.t5)?);
-        for (flag, file) in [("--unet", &unet), ("--t5", &t5)] {
+        let text_encoder = file("--text-encoder", &args.text_encoder)?;
+        for (flag, file) in [("--unet", &unet), ("--t5", &t5), ("--text-encoder", &text_encoder)] {
             if let Some(path) = file {
                 weights_file(flag, path, |path| CheckpointFile::open(path).map(drop))?;
             }
         }
         let vae = args.vae.as_deref().map(|vae| finder.model("--vae", vae)).transpose()?;
         if let Some(vae) = vae.as_deref().filter(|vae| !vae.is_dir()) {
-            weights_file("--vae", vae, safetensors)?;
+            weights_file("--vae", vae, |path| CheckpointFile::open(path).map(drop))?;
         }
         let refiner = args.refiner.as_deref().map(|path| finder.pipeline("--refiner", path)).transpose()?;
         if let Some(refiner) = &refiner {
             folder("--refiner", refiner, DIFFUSERS)?;
         }
         let fallback = args.fallback.as_deref().map(|text| origin("--fallback", text, finder)).transpose()?;
-        let origin = match (args.dummy_weights, args.model.as_deref(), finder.mounted_model()) {
+        let origin = match (args.dummy_weights.clone(), args.model.as_deref(), finder.mounted_model()) {
             (Some(model), ..) => Ok(Origin::here(ModelSource::Dummy(model))),
             (None, Some(text), _) => origin("--model", text, finder),
             (None, None, Some(folder)) => Ok(Origin::here(ModelSource::Folder(folder))),
@@ -126,6 +130,9 @@ impl Choice {
             textual_inversions,
             fitting_textual_inversions: Vec::new(),
             t5,
+            text_encoder,
+            prediction_type: args.prediction_type.map(|kind| kind.name().to_owned()),
+            first_request: None,
             memory_bytes: args.memory.map(|gib| (gib * (1u64 << 30) as f64) as u64),
         };
         Ok(Self { origin, options, loras, fallback })
@@ -144,7 +151,7 @@ impl Choice {
     }
 
     /// What the source or its fallback is, by its configs, and about how many bytes its weights take.
-    fn describe(&self) -> Result<(ModelInfo, u64), EngineError> {
+    pub(super) fn describe(&self) -> Result<(ModelInfo, u64), EngineError> {
         match (self.origin.describe(), &self.fallback) {
             (Err(_), Some(fallback)) => {
                 let (info, bytes) = fallback.describe()?;
@@ -261,12 +268,17 @@ struct Layout {
     allowed: &'static str,
 }
 
-const DIFFUSERS: Layout =
-    Layout { index: "model_index.json", allowed: "a model is a folder in the diffusers layout" };
+const DIFFUSERS: Layout = Layout {
+    index: "model_index.json",
+    allowed: "a model is a folder in the diffusers layout or a single file",
+};
 const BLIP: Layout =
     Layout { index: "config.json", allowed: "a captioning model is BLIP's folder as published" };
 
 fn folder(flag: &str, path: &Path, Layout { index, allowed }: Layout) -> Result<(), Failure> {
+    if path.is_file() && index == DIFFUSERS.index {
+        return weights_file(flag, path, |path| SingleFile::open(path).map(drop));
+    }
     let reason = if !path.exists() {
         "no such folder".to_owned()
     } else if !path.is_dir() {

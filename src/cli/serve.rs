@@ -11,14 +11,17 @@ use super::Failure;
 use super::hub::Finder;
 use super::model::{Choice, caption_model, registry, safetensors_file, use_threads};
 use super::runpod::{Worker, health_port};
+use super::shared_queue::SharedQueue;
 use crate::api::edge::Edge;
-use crate::api::{App, Jobs, LoraRegistry, Operations, server};
+use crate::api::{App, Jobs, LoraRegistry, Operations, operator_router, router, server};
 use crate::engine::pipeline::PipelineBackend;
-use crate::engine::{Engine, EngineError, EngineSettings, ModelEntry, Preset};
+use crate::engine::{Engine, EngineError, EngineSettings, Loading, ModelEntry, Preset};
 use crate::picture::use_png_compression;
 use crate::queue::{JobQueue, Limits, LocalQueue};
-use crate::settings::{Capacity, ServeArgs, is_loopback, limit};
+use crate::settings::{Capacity, QueueArgs, QueueChoice, Role, ServeArgs, is_loopback, limit};
 
+/// How often the log tells how much of the model was read.
+const LOADING_LINE_EVERY: Duration = Duration::from_secs(5);
 /// How long the engine's thread has to end once its last job is answered.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -26,31 +29,69 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
     for (name, why) in args.unused.set() {
         tracing::warn!("{name} has no effect: {why}");
     }
-    let finder = Finder::new(args.model.dtype);
-    let mut choice = Choice::new(&args.model, &finder)?;
-    let caption_model = caption_model(&args, &finder)?;
-    let mut loras = loras(&args, &choice, &finder)?;
-    let in_folder = loras.embeddings().map(|(_, embedding)| embedding.path.clone());
-    choice.options.fitting_textual_inversions = in_folder.collect();
-    for path in &choice.options.textual_inversions {
-        loras.add_embedding(path);
-    }
     let edge = Edge::new(&args.edge).map_err(Failure::BadInput)?;
-    use_threads(args.model.threads)?;
     use_png_compression(args.png_compression);
-    let models = registry(&args, &choice, caption_model, &finder)?;
-    let of_loras = choice.loras.iter().rev().find_map(|lora| lora.preset);
-    let preset = of_loras.or(models.first().and_then(|model| model.info.as_ref()?.preset));
+    let own = match Part::of(&args.queue) {
+        Part::Requests => None,
+        _ => Some(OwnEngine::new(&args)?),
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(other)?;
-    let served = runtime.block_on(serve(args, edge, models, preset, loras));
+    let served = runtime.block_on(serve(args, edge, own));
     // Connections that outlived the drain deadline must not keep the program.
     runtime.shutdown_background();
     served
 }
 
+/// What this process does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// All of it.
+    Everything,
+    /// It takes requests, which others make.
+    Requests,
+    /// It makes what others have taken.
+    Pictures,
+}
+
+impl Part {
+    fn of(queue: &QueueArgs) -> Self {
+        match (&queue.queue, queue.role) {
+            (QueueChoice::Local, _) | (QueueChoice::Nats(_), Role::All) => Self::Everything,
+            (QueueChoice::Nats(_), Role::Api) => Self::Requests,
+            (QueueChoice::Nats(_), Role::Worker) => Self::Pictures,
+        }
+    }
+}
+
+/// What the engine of this process is to have.
+struct OwnEngine {
+    models: Vec<ModelEntry<PipelineBackend>>,
+    preset: Option<Preset>,
+    loras: LoraRegistry,
+}
+
+impl OwnEngine {
+    fn new(args: &ServeArgs) -> Result<Self, Failure> {
+        let finder = Finder::new(args.model.dtype);
+        let mut choice = Choice::new(&args.model, &finder)?;
+        let caption_model = caption_model(args, &finder)?;
+        let mut loras = loras(args, &choice, &finder)?;
+        let in_folder = loras.embeddings().map(|(_, embedding)| embedding.path.clone());
+        choice.options.fitting_textual_inversions = in_folder.collect();
+        for path in &choice.options.textual_inversions {
+            loras.add_embedding(path);
+        }
+        use_threads(args.model.threads)?;
+        let models = registry(args, &choice, caption_model, &finder)?;
+        let of_loras = choice.loras.iter().rev().find_map(|lora| lora.preset);
+        let preset = of_loras.or(models.first().and_then(|model| model.info.as_ref()?.preset));
+        Ok(Self { models, preset, loras })
+    }
+}
+
 /// The LoRAs that requests may name.
 fn loras(args: &ServeArgs, choice: &Choice, finder: &Finder) -> Result<LoraRegistry, Failure> {
-    let mut loras = match &args.lora_dir {
+    let loras = match &args.lora_dir {
         Some(folder) => LoraRegistry::scan(folder)
             .map_err(|error| Failure::BadInput(format!("--lora-dir {}: {error}", folder.display())))?,
         None => LoraRegistry::default(),
@@ -64,43 +105,59 @@ fn loras(args: &ServeArgs, choice: &Choice, finder: &Finder) -> Result<LoraRegis
     Ok(if choice.origin.source == ModelSource::Builtin { loras.with_builtin() } else { loras })
 }
 
-async fn serve(
-    args: ServeArgs,
-    edge: Edge,
-    models: Vec<ModelEntry<PipelineBackend>>,
-    preset: Option<Preset>,
-    loras: LoraRegistry,
-) -> Result<(), Failure> {
-    let address = format!("{}:{}", args.host, args.port);
+async fn serve(args: ServeArgs, edge: Edge, own: Option<OwnEngine>) -> Result<(), Failure> {
+    let (address, part) = (format!("{}:{}", args.host, args.port), Part::of(&args.queue));
     let listener = TcpListener::bind((args.host.as_str(), args.port))
         .await
         .map_err(|error| Failure::Other(format!("cannot listen on {address}: {error}")))?;
-    let local = listener.local_addr().map_err(other)?;
-    if !is_loopback(&args.host) && edge.keys.is_open() {
+    let socket = listener.local_addr().map_err(other)?;
+    if !is_loopback(&args.host) && edge.keys.is_open() && part != Part::Pictures {
         tracing::warn!(
-            "{local} can be reached from other machines, and no API key is asked for: see --api-key"
+            "{socket} can be reached from other machines, and no API key is asked for: see --api-key"
         );
     }
-    let queue = LocalQueue::with_limits(limits(&args));
-    let (engine, thread) =
-        Engine::spawn(models, Arc::new(queue.clone()), settings(&args.capacity)).map_err(other)?;
+    let shared = SharedQueue::connect(&args).await?;
+    // Of a shared queue, the engine has one job at a time.
+    let local = LocalQueue::with_limits(if shared.is_some() { worker_limits(&args) } else { limits(&args) });
+    let queue: Arc<dyn JobQueue> = match &shared {
+        Some(shared) => shared.queue(),
+        None => Arc::new(local.clone()),
+    };
+    let preset = own.as_ref().and_then(|own| own.preset);
+    let (engine, loras, thread) = match own {
+        Some(own) => {
+            let (engine, thread) =
+                Engine::spawn(own.models, Arc::new(local.clone()), settings(&args.capacity))
+                    .map_err(other)?;
+            (engine, own.loras, Some(thread))
+        }
+        None => {
+            let (engine, hearsay) = Engine::elsewhere();
+            let loras = LoraRegistry::default();
+            if let Some(shared) = &shared {
+                shared.listen(hearsay, loras.clone());
+            }
+            (engine, loras, None)
+        }
+    };
     let app = App {
-        queue: Arc::new(queue.clone()),
+        jobs: Jobs::of(&*queue),
+        queue,
         engine: engine.clone(),
         defaults: Arc::new(args.defaults),
         preset,
-        loras: Arc::new(loras),
+        loras: Arc::new(loras.clone()),
         operations: Operations { health_until_ready: args.health_until_ready, ..Operations::default() },
-        jobs: Jobs::default(),
         images: Arc::default(),
         webui: Arc::default(),
     };
     tokio::spawn(announce(engine.clone()));
-    if let Some(port) = args.runpod.health_port.filter(|port| *port != local.port()) {
+    if let Some(port) = args.runpod.health_port.filter(|port| *port != socket.port()) {
         tokio::spawn(health_port(&args.host, port, app.clone()).await?);
     }
-    let worker = Worker::start(&args.runpod, app.clone());
-    tracing::info!("listening on http://{local}");
+    let runpod = Worker::start(&args.runpod, app.clone());
+    let worker = shared.filter(|_| thread.is_some()).map(|shared| shared.work(&engine, &local, loras));
+    tracing::info!("listening on http://{socket}");
 
     let drain = Duration::from_secs(args.drain_seconds);
     let mut broken = None;
@@ -109,19 +166,36 @@ async fn serve(
             () = told_to_stop() => {}
             error = engine.failed() => broken = Some(error),
         }
+        if let Some(worker) = &worker {
+            worker.take_no_more();
+        }
         // A job that RunPod handed out is finished first.
-        let _in_time = tokio::time::timeout(drain, worker.stop()).await;
+        let _in_time = tokio::time::timeout(drain, runpod.stop()).await;
     };
-    server::serve(listener, app, edge, stop, drain).await;
-    queue.close();
-    let joined = tokio::task::spawn_blocking(|| thread.join().is_ok());
-    if tokio::time::timeout(JOIN_TIMEOUT, joined).await.is_err() {
-        tracing::warn!("a denoising step is still running; it is cut off");
+    let routes = match part {
+        Part::Pictures => operator_router(app.clone(), &edge),
+        Part::Everything | Part::Requests => router(app.clone(), &edge),
+    };
+    server::serve(listener, routes, app, edge, stop, drain).await;
+    if let Some(worker) = worker {
+        worker.end(drain).await;
+    }
+    local.close();
+    if let Some(thread) = thread {
+        let joined = tokio::task::spawn_blocking(|| thread.join().is_ok());
+        if tokio::time::timeout(JOIN_TIMEOUT, joined).await.is_err() {
+            tracing::warn!("a denoising step is still running; it is cut off");
+        }
     }
     match broken {
         Some(error) => Err(error.into()),
         None => Ok(()),
     }
+}
+
+/// The shared queue has the bounds of waiting and of callers.
+fn worker_limits(args: &ServeArgs) -> Limits {
+    Limits { run: limit(args.capacity.max_run_seconds), ..Limits::waiting(1) }
 }
 
 fn limits(args: &ServeArgs) -> Limits {
@@ -148,7 +222,19 @@ fn settings(capacity: &Capacity) -> EngineSettings {
 }
 
 async fn announce(engine: Engine) {
-    match engine.model().await {
+    let mut loaded = std::pin::pin!(engine.model());
+    let model = loop {
+        match tokio::time::timeout(LOADING_LINE_EVERY, &mut loaded).await {
+            Ok(model) => break model,
+            Err(_) => {
+                if let Some(Loading { model, read_bytes, weight_bytes }) = engine.loading() {
+                    let gb = |bytes: u64| format!("{:.1} GB", bytes as f64 / 1e9);
+                    tracing::info!(model, read = gb(read_bytes), of = gb(weight_bytes), "loading");
+                }
+            }
+        }
+    };
+    match model {
         Ok(info) => {
             tracing::info!(model = info.name, family = info.family.name(), device = info.device, "ready");
             if info.random_weights {

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use aquatint_models::checkpoint::bytes_read;
 use tokio::sync::watch;
 
 use super::fault::{Fault, catch};
@@ -59,6 +60,17 @@ pub struct Status {
     pub models: Vec<ModelStatus>,
 }
 
+/// How much of a model's files has been read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Loading {
+    /// Its name in the registry.
+    pub model: String,
+    /// Bytes of its weights that were read.
+    pub read_bytes: u64,
+    /// Bytes of its weights in their files; 0 where it has none.
+    pub weight_bytes: u64,
+}
+
 /// What the engine may use.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EngineSettings {
@@ -96,14 +108,41 @@ pub(super) struct Shared {
     pub(super) meter: Meter,
     /// Since when the model has been at one call.
     pub(super) busy_since: Mutex<Option<Instant>>,
+    /// The model being read, and what had been read before it.
+    loading: Mutex<Option<Loading>>,
 }
 
 impl Shared {
+    fn new(models: Vec<ModelStatus>) -> Self {
+        Self {
+            status: watch::Sender::new(Status { phase: Phase::Loading, running: None, models }),
+            meter: Meter::default(),
+            busy_since: Mutex::default(),
+            loading: Mutex::default(),
+        }
+    }
+
     /// Runs one call of the model: panics are caught, and its length is watched.
     pub(super) fn call<T>(&self, run: impl FnOnce() -> Result<T, EngineError>) -> Result<T, Fault> {
         self.set_busy(Some(Instant::now()));
         let result = catch(run);
         self.set_busy(None);
+        result
+    }
+
+    /// Loads a model; how far it is can be seen meanwhile.
+    pub(super) fn load<T>(
+        &self,
+        model: &str,
+        weight_bytes: u64,
+        run: impl FnOnce() -> Result<T, EngineError>,
+    ) -> Result<T, Fault> {
+        let read_before = bytes_read().0;
+        let set = |loading| *self.loading.lock().unwrap_or_else(PoisonError::into_inner) = loading;
+        set(Some(Loading { model: model.to_owned(), read_bytes: read_before, weight_bytes }));
+        // Not as a call: a load may take as long as the disk does.
+        let result = catch(run);
+        set(None);
         result
     }
 
@@ -139,9 +178,7 @@ impl Engine {
         jobs: Arc<dyn JobSource>,
         settings: EngineSettings,
     ) -> std::io::Result<(Self, JoinHandle<()>)> {
-        let models_now = models.iter().map(ModelEntry::status).collect();
-        let status = watch::Sender::new(Status { phase: Phase::Loading, running: None, models: models_now });
-        let shared = Arc::new(Shared { status, meter: Meter::default(), busy_since: Mutex::new(None) });
+        let shared = Arc::new(Shared::new(models.iter().map(ModelEntry::status).collect()));
         let engine = Self { shared: shared.clone() };
         let watchdog =
             settings.call_limit.map(|limit| watchdog::Watchdog::spawn(shared.clone(), limit)).transpose()?;
@@ -163,6 +200,12 @@ impl Engine {
         };
         let thread = std::thread::Builder::new().name("engine".into()).spawn(run)?;
         Ok((engine, thread))
+    }
+
+    /// An engine in other processes: what it has is known from hearsay alone.
+    pub fn elsewhere() -> (Self, Hearsay) {
+        let shared = Arc::new(Shared::new(Vec::new()));
+        (Self { shared: shared.clone() }, Hearsay(shared))
     }
 
     /// What it is doing now.
@@ -204,6 +247,13 @@ impl Engine {
         self.shared.status.borrow().models.clone()
     }
 
+    /// The model that is being read, and how much of it was.
+    pub fn loading(&self) -> Option<Loading> {
+        let loading = self.shared.loading.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        let read_bytes = (bytes_read().0 - loading.read_bytes).min(loading.weight_bytes);
+        Some(Loading { read_bytes, ..loading })
+    }
+
     /// What it has counted.
     pub fn meter(&self) -> &Meter {
         &self.shared.meter
@@ -223,6 +273,23 @@ impl Engine {
         self.shared.status.send_modify(|s| {
             if matches!(s.phase, Phase::Loading) {
                 s.phase = Phase::Failed(EngineError::Stopping);
+            }
+        });
+    }
+}
+
+/// What is known of engines in other processes.
+#[derive(Debug)]
+pub struct Hearsay(Arc<Shared>);
+
+impl Hearsay {
+    /// These are their models, the default one first. From the first on, jobs are taken.
+    pub fn models(&self, models: Vec<ModelStatus>) {
+        let default = models.first().and_then(|model| model.info.clone());
+        self.0.status.send_modify(|s| {
+            s.models = models;
+            if let (Some(info), false) = (default, matches!(s.phase, Phase::Failed(_))) {
+                s.phase = Phase::Ready(info);
             }
         });
     }

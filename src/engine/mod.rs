@@ -22,7 +22,7 @@ pub use aquatint_models::pipeline::{
 };
 pub use backend::{Backend, Denoising};
 pub use error::EngineError;
-pub use handle::{Engine, EngineSettings, ModelStatus, Phase, Running, Status};
+pub use handle::{Engine, EngineSettings, Hearsay, Loading, ModelStatus, Phase, Running, Status};
 pub use job::{Choose, Job, JobSource, Picture, Reply, Seat, Waited, Work, make};
 pub use meter::Meter;
 pub use progress::{JobPhase, Observer, Progress};

@@ -106,7 +106,7 @@ impl Denoising for pipeline::Denoising {
     }
 }
 
-/// What a model in a folder is called: as the folder, or, in the hub's cache, where folders are called by commits, as
+/// What a model is called: as its file without the extension, as its folder, or, in the hub's cache, where folders are called by commits, as
 /// its repository.
 pub fn name_of(folder: &Path) -> String {
     let names: Vec<_> = folder.iter().rev().take(3).map(|name| name.to_string_lossy()).collect();
@@ -114,6 +114,7 @@ pub fn name_of(folder: &Path) -> String {
         [_, snapshots, repo] if snapshots == "snapshots" => {
             repo.rsplit("--").next().unwrap_or(repo).to_owned()
         }
+        [name, ..] if folder.is_file() => name.rsplit_once('.').map_or(&**name, |(stem, _)| stem).to_owned(),
         [name, ..] => name.clone().into_owned(),
         [] => "model".to_owned(),
     }

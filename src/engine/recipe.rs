@@ -1,13 +1,15 @@
 //! Everything that determined a picture: what its file carries and what replies echo.
 
+use std::borrow::Cow;
+
 use aquatint_models::sampler::SamplerSettings;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::pipeline::name_of;
 use super::{Family, GenerationRequest, LoraChoice, Mode, ModelInfo, Variation};
 
 /// A picture's recipe, complete: the model's defaults are filled in.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Recipe {
     /// What the picture shows.
     pub prompt: String,
@@ -28,30 +30,30 @@ pub struct Recipe {
     /// Text encoder layers left out at the end.
     pub clip_skip: usize,
     /// `text-to-image`, `image-to-image` or `inpaint`.
-    pub mode: &'static str,
+    pub mode: Cow<'static, str>,
     /// The part of the schedule an initial picture went through.
     pub strength: Option<f64>,
     /// What else determined it, as the web UI calls and orders it.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub extra: Vec<(&'static str, String)>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub extra: Vec<(Cow<'static, str>, String)>,
     /// The LoRAs in the model.
     pub loras: Vec<Lora>,
     /// The model's name.
     pub model: String,
     /// The model's family.
-    pub family: &'static str,
+    pub family: Cow<'static, str>,
     /// The model that was asked for, where this one stands in for it.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallback_for: Option<String>,
     /// What the model or a LoRA in it was found to be distilled to; the defaults were of it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub preset: Option<&'static str>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preset: Option<Cow<'static, str>>,
     /// The version of this program.
-    pub version: &'static str,
+    pub version: Cow<'static, str>,
 }
 
 /// A LoRA as recipes name it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Lora {
     /// Its file's name without the extension.
     pub name: String,
@@ -83,15 +85,15 @@ impl Recipe {
             seed: request.seed,
             scheduler: request.scheduler.clone().unwrap_or_else(|| info.scheduler.clone()),
             clip_skip: request.clip_skip,
-            mode,
+            mode: mode.into(),
             strength,
             extra: extra(request),
             loras: loras.iter().map(|l| Lora { name: lora_name(l), scale: l.scale }).collect(),
             model: info.name.clone(),
-            family: info.family.name(),
+            family: info.family.name().into(),
             fallback_for: info.fallback_for.clone(),
-            preset: preset.map(|preset| preset.name),
-            version: env!("CARGO_PKG_VERSION"),
+            preset: preset.map(|preset| preset.name.into()),
+            version: env!("CARGO_PKG_VERSION").into(),
         }
     }
 
@@ -117,7 +119,7 @@ impl Recipe {
             // There 1 means the last layer, which is 0 here.
             fields.push(("Clip skip", (self.clip_skip + 1).to_string()));
         }
-        fields.extend(self.extra.iter().cloned());
+        fields.extend(self.extra.iter().map(|(name, value)| (&**name, value.clone())));
         fields.push(("Version", format!("aquatint {}", self.version)));
         let fields: Vec<_> =
             fields.iter().map(|(name, value)| format!("{name}: {}", quoted(value))).collect();
@@ -131,14 +133,15 @@ impl Recipe {
     }
 }
 
-fn extra(request: &GenerationRequest) -> Vec<(&'static str, String)> {
+fn extra(request: &GenerationRequest) -> Vec<(Cow<'static, str>, String)> {
     let mut extra = Vec::new();
     if let Some(Variation { seed, strength }) = request.variation {
-        extra.push(("Variation seed", seed.to_string()));
-        extra.push(("Variation seed strength", strength.to_string()));
+        extra.push(("Variation seed".into(), seed.to_string()));
+        extra.push(("Variation seed strength".into(), strength.to_string()));
     }
-    extra.extend(request.true_cfg_scale.map(|scale| ("True CFG scale", scale.to_string())));
-    extra.extend(request.max_sequence_length.map(|length| ("Max sequence length", length.to_string())));
+    extra.extend(request.true_cfg_scale.map(|scale| ("True CFG scale".into(), scale.to_string())));
+    extra
+        .extend(request.max_sequence_length.map(|length| ("Max sequence length".into(), length.to_string())));
     extra
 }
 

@@ -191,8 +191,8 @@ impl<B: Backend> Registry<B> {
         self.make_room(at);
         let slot = &mut self.slots[at];
         let started = Instant::now();
-        // Not as a call: a load may take as long as the disk does.
-        let backend = super::fault::catch(|| (slot.entry.load)())?;
+        let ModelEntry { name, weight_bytes, load, .. } = &mut slot.entry;
+        let backend = self.shared.load(name, *weight_bytes, load)?;
         let took = started.elapsed();
         slot.load_s.add(took.as_secs_f64());
         slot.merged = None;

@@ -50,8 +50,11 @@ impl std::ops::Add for Cost {
     }
 }
 
+/// A connection that was lost is tried again several times in this time.
+const UNREACHABLE_RETRY_S: u64 = 2;
+
 /// Why a job is not admitted.
-#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Refusal {
     /// The server has no place: 503.
     #[error("the queue is full: {capacity} jobs are running or waiting")]
@@ -74,6 +77,12 @@ pub enum Refusal {
         asked: f64,
         /// When there should be room.
         retry_after_s: u64,
+    },
+    /// The queue is on another machine and does not answer: 503.
+    #[error("the queue cannot be reached: {reason}")]
+    Unreachable {
+        /// What was tried, and what came of it.
+        reason: String,
     },
     /// This caller has as many jobs as one caller may: 429.
     #[error("you have {jobs} jobs running or waiting, and {limit} are allowed at a time")]
@@ -99,6 +108,7 @@ impl Refusal {
             Self::Full { retry_after_s, .. }
             | Self::TooMuchWork { retry_after_s, .. }
             | Self::OverQuota { retry_after_s, .. } => *retry_after_s,
+            Self::Unreachable { .. } => UNREACHABLE_RETRY_S,
         }
     }
 }

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::cache::{Key, PictureCache};
 use super::ticket::Deadlines;
-use super::{Caller, Cost, Depth, JobQueue, Place, Refusal, Ticket};
+use super::{Caller, Cost, Depth, JobQueue, Pending, Place, Refusal, Ticket};
 use crate::engine::{Choose, EngineError, Job, JobPhase, JobSource, Observer, Progress, Seat, Waited, Work};
 
 /// What a job is taken to last before one has been seen.
@@ -106,6 +106,51 @@ impl LocalQueue {
     fn capacity(&self) -> usize {
         self.shared.limits.waiting + 1
     }
+
+    /// Puts work into an admitted place.
+    pub fn put(&self, place: Place, work: Work) -> Ticket {
+        let (sender, receiver) = oneshot::channel();
+        let (submitted, span) = (Instant::now(), tracing::Span::current());
+        let pictures = work.requests.len();
+        let cache = self.shared.cache.as_ref();
+        let key = cache.and_then(|_| Key::of(&work));
+        let found = cache.zip(key).and_then(|(cache, key)| cache.get(key));
+        let mut state = self.shared.state();
+        let progress = Observer::new(Progress::waiting(pictures, state.waiting.len()));
+        let limits = &self.shared.limits;
+        let deadlines = Deadlines { submitted, wait: limits.wait, run: limits.run };
+        let (timer, observer) = (None, progress.clone());
+        let mut ticket =
+            Ticket { reply: receiver, progress: observer, deadlines, timer, keep: None, leave: None };
+        if key.is_some() {
+            let count = if found.is_some() { &mut state.hits } else { &mut state.misses };
+            *count += 1;
+        }
+        let answer = match found {
+            _ if state.closed => Err(EngineError::Stopping),
+            Some(pictures) => Ok(pictures),
+            None => {
+                let id = state.next_id;
+                state.next_id += 1;
+                state
+                    .waiting
+                    .push_back((id, Job { work, reply: sender, progress, submitted, span, place: place.0 }));
+                drop(state);
+                self.shared.arrived.notify_one();
+                ticket.keep = key.zip(cache.cloned());
+                ticket.leave = Some(Box::new(Leave { id, shared: self.shared.clone() }));
+                return ticket;
+            }
+        };
+        drop(state);
+        drop(place);
+        progress.set(|p| {
+            p.phase = JobPhase::Done;
+            p.picture = answer.as_ref().map_or(0, Vec::len);
+        });
+        let _unread = sender.send(answer);
+        ticket
+    }
 }
 
 impl Shared {
@@ -164,48 +209,9 @@ impl JobQueue for LocalQueue {
         Ok(Place(Box::new(Held { shared, caller, cost, begun: AtomicBool::new(false) })))
     }
 
-    fn submit(&self, place: Place, work: Work) -> Ticket {
-        let (sender, receiver) = oneshot::channel();
-        let (submitted, span) = (Instant::now(), tracing::Span::current());
-        let pictures = work.requests.len();
-        let cache = self.shared.cache.as_ref();
-        let key = cache.and_then(|_| Key::of(&work));
-        let found = cache.zip(key).and_then(|(cache, key)| cache.get(key));
-        let mut state = self.shared.state();
-        let progress = Observer::new(Progress::waiting(pictures, state.waiting.len()));
-        let limits = &self.shared.limits;
-        let deadlines = Deadlines { submitted, wait: limits.wait, run: limits.run };
-        let (timer, observer) = (None, progress.clone());
-        let mut ticket =
-            Ticket { reply: receiver, progress: observer, deadlines, timer, keep: None, leave: None };
-        if key.is_some() {
-            let count = if found.is_some() { &mut state.hits } else { &mut state.misses };
-            *count += 1;
-        }
-        let answer = match found {
-            _ if state.closed => Err(EngineError::Stopping),
-            Some(pictures) => Ok(pictures),
-            None => {
-                let id = state.next_id;
-                state.next_id += 1;
-                state
-                    .waiting
-                    .push_back((id, Job { work, reply: sender, progress, submitted, span, place: place.0 }));
-                drop(state);
-                self.shared.arrived.notify_one();
-                ticket.keep = key.zip(cache.cloned());
-                ticket.leave = Some(Box::new(Leave { id, shared: self.shared.clone() }));
-                return ticket;
-            }
-        };
-        drop(state);
-        drop(place);
-        progress.set(|p| {
-            p.phase = JobPhase::Done;
-            p.picture = answer.as_ref().map_or(0, Vec::len);
-        });
-        let _unread = sender.send(answer);
-        ticket
+    fn submit(&self, place: Place, work: Work) -> Pending<'_, Result<Ticket, Refusal>> {
+        let ticket = self.put(place, work);
+        Box::pin(std::future::ready(Ok(ticket)))
     }
 
     fn depth(&self) -> Depth {

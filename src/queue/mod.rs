@@ -1,5 +1,7 @@
 //! Who may wait for the engine, how many, how long, and for how much.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,11 +10,18 @@ use crate::engine::{Seat, Work};
 pub mod admission;
 pub mod cache;
 pub mod local;
+#[cfg(feature = "nats")]
+pub mod nats;
+pub mod shared;
 pub mod ticket;
 
 pub use admission::{Caller, Cost, Refusal};
 pub use local::{Limits, LocalQueue};
+pub use shared::SharedJobs;
 pub use ticket::Ticket;
+
+/// An answer that may come from another machine.
+pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// A bounded queue in front of the engine.
 pub trait JobQueue: Send + Sync {
@@ -22,11 +31,27 @@ pub trait JobQueue: Send + Sync {
     /// When every place is taken, the work would be too much, or the caller has its share.
     fn admit(&self, caller: &Caller, cost: Cost) -> Result<Place, Refusal>;
 
-    /// Puts work into an admitted place.
-    fn submit(&self, place: Place, work: Work) -> Ticket;
+    /// Puts work into an admitted place. Several processes may fill one queue, so this may still find it full.
+    fn submit(&self, place: Place, work: Work) -> Pending<'_, Result<Ticket, Refusal>>;
 
     /// How full it is.
     fn depth(&self) -> Depth;
+
+    /// Jobs whose callers wait in this process.
+    fn awaited_here(&self) -> usize {
+        let depth = self.depth();
+        depth.running + depth.waiting
+    }
+
+    /// Whether it can be asked at all.
+    fn is_reachable(&self) -> bool {
+        true
+    }
+
+    /// The same jobs by their ids, where every process that shares the queue can see them.
+    fn shared(&self) -> Option<Arc<dyn SharedJobs>> {
+        None
+    }
 
     /// Jobs answered with pictures made before, and those for which there were none, where such are kept.
     fn picture_cache(&self) -> (u64, u64) {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::Precision;
+use super::{ConvertArgs, InspectArgs, Precision};
 
 /// `aquatint models`
 #[derive(Args, Clone, Debug)]
@@ -33,6 +33,10 @@ pub enum ModelsCommand {
     Rm(RemoveArgs),
     /// Compute the checksums of all files in the hub's cache
     Verify(VerifyArgs),
+    /// Say what a file or folder is, and how to use it
+    Inspect(InspectArgs),
+    /// Write a model in another layout, with weights of another type or quantised
+    Convert(ConvertArgs),
 }
 
 /// `aquatint models list`

@@ -36,7 +36,7 @@ impl Real {
 
     fn submit(&self, request: GenerationRequest) -> Ticket {
         let place = self.queue.admit(&Caller::anonymous(), Cost::default()).unwrap();
-        self.queue.submit(place, Work { requests: vec![request], ..Work::default() })
+        self.queue.put(place, Work { requests: vec![request], ..Work::default() })
     }
 
     async fn run(&self, request: GenerationRequest) -> RgbImage {

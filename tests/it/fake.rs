@@ -1,5 +1,8 @@
 //! A model that follows a script: it remembers what it is asked for, and its prompts say what goes wrong.
 
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -37,6 +40,8 @@ pub(crate) struct Script {
     pub(crate) loads: Arc<AtomicUsize>,
     pub(crate) previews: Arc<AtomicUsize>,
     pub(crate) freed: Arc<AtomicUsize>,
+    /// A line for each start and each step, with the seed: what several processes did is in one file.
+    pub(crate) journal: Option<PathBuf>,
 }
 
 /// A way in which a call of the model goes wrong.
@@ -76,6 +81,7 @@ impl Default for Script {
             loads: Arc::default(),
             previews: Arc::default(),
             freed: Arc::default(),
+            journal: None,
         }
     }
 }
@@ -108,6 +114,13 @@ impl Script {
                 std::thread::sleep(time);
                 Ok(())
             }
+        }
+    }
+
+    fn note(&self, what: &str, seed: u64) {
+        if let Some(path) = &self.journal {
+            let mut file = File::options().append(true).create(true).open(path).unwrap();
+            file.write_all(format!("{what} {seed} {}\n", std::process::id()).as_bytes()).unwrap();
         }
     }
 
@@ -214,8 +227,13 @@ impl Backend for Fake {
             "!memory" => return Err(EngineError::OutOfMemory("CUDA_ERROR_OUT_OF_MEMORY".into())),
             "!fail" => return Err(EngineError::Failed("the latents are not finite".into())),
             "!panic" => panic!("as the prompt says"),
+            "!abort" => {
+                self.script.note("start", request.seed);
+                std::process::abort();
+            }
             _ => {}
         }
+        self.script.note("start", request.seed);
         let side = |side: Option<usize>| side.unwrap_or(self.script.native_size_px) as u32;
         Ok(FakeDenoising {
             steps: request.num_inference_steps.unwrap_or(self.info().num_inference_steps),
@@ -234,6 +252,7 @@ impl Backend for Fake {
         script.steps_taken.fetch_add(batch.len(), Ordering::SeqCst);
         script.steps.lock().unwrap().push(batch.iter().map(|denoising| denoising.seed).collect());
         for denoising in batch {
+            script.note("step", denoising.seed);
             denoising.position += 1;
             denoising.latents = next(denoising.latents);
         }

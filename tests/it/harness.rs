@@ -166,7 +166,8 @@ impl Server {
             let _ = stopped.await;
         };
         let (app, edge) = (self.app.clone(), self.edge.clone());
-        let served = tokio::spawn(server::serve(listener, app, edge, stopped, drain));
+        let served =
+            tokio::spawn(server::serve(listener, router(app.clone(), &edge), app, edge, stopped, drain));
         Listening { server: self, address, stop: Some(stop), served }
     }
 }

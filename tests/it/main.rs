@@ -5,6 +5,7 @@
 mod board;
 mod caption;
 mod cli;
+mod configuration;
 mod connections;
 mod cors;
 mod dependencies;
@@ -23,6 +24,8 @@ mod hub;
 mod huggingface;
 mod jobs;
 mod load;
+#[cfg(feature = "nats")]
+mod nats;
 mod openai;
 mod openapi;
 mod operations;

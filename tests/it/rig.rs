@@ -69,7 +69,7 @@ pub(crate) fn with_lora(work: Work, name: &str) -> Work {
 impl Rig {
     pub(crate) fn submit(&self, work: Work) -> Ticket {
         let place = self.queue.admit(&Caller::anonymous(), Cost::default()).unwrap();
-        self.queue.submit(place, work)
+        self.queue.put(place, work)
     }
 
     /// Submits and waits.

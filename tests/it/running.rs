@@ -52,6 +52,16 @@ impl Running {
         assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
     }
 
+    /// Processor time that it has taken so far.
+    pub(crate) fn processor_time(&self) -> Duration {
+        // Linux counts it in hundredths of a second; the name before it may hold spaces, in brackets.
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let fields: Vec<i64> =
+            stat.rsplit(") ").next().unwrap().split(' ').filter_map(|field| field.parse().ok()).collect();
+        // Of those that are numbers, after the state: the 11th and 12th.
+        Duration::from_millis(10 * (fields[10] + fields[11]) as u64)
+    }
+
     /// Its exit code; `None` when a signal ended it.
     pub(crate) fn wait(&mut self) -> Option<i32> {
         self.child.wait().unwrap().code()

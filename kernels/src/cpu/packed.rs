@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::quantised::QuantisedPanels;
 use super::tile::PANEL;
 use super::{Level, by_level};
-use crate::{EncodedWeight, Format, float8};
+use crate::{EncodedWeight, Format, RowSource, float8};
 
 /// Sixteen columns of one step of the sum, on one cache line.
 #[derive(Clone, Copy, Debug, Default)]
@@ -37,65 +37,132 @@ pub(crate) struct PackedWeight {
     pub(crate) depth: usize,
 }
 
-/// Element `(column, part, channel)` of a checkpoint's `(out, in, kernel height, kernel width)` to panels.
-fn pack<T: Copy + Send + Sync, L: Send + Copy>(
-    from: &[T],
+/// Bytes of a weight that are read and packed at a time: what fits a second-level cache with its packed form.
+const READ_BYTES: usize = 1 << 17;
+
+/// Rows of a checkpoint's `(out, in, kernel height, kernel width)` to panels, a few of them at a time.
+///
+/// `read` fills in rows from the given one on; `line` makes a line of the elements of 16 rows at one place. Every line is
+/// written once, into memory that was not touched before: there is no second copy, and no clearing.
+fn pack<T: Copy + Default + Send, L: Send>(
     (columns, parts, depth): (usize, usize, usize),
-    padding: L,
-    set: impl Fn(&mut L, usize, T) + Sync,
-) -> Vec<L> {
+    read: impl Fn(usize, &mut [T]) -> Result<()> + Sync,
+    line: impl Fn([T; PANEL]) -> L + Sync,
+) -> Result<Vec<L>> {
     let steps = parts * depth;
-    let mut lines = vec![padding; columns.div_ceil(PANEL) * steps];
-    lines.par_chunks_mut(steps).enumerate().for_each(|(panel, lines)| {
-        for (lane, column) in (panel * PANEL..columns.min((panel + 1) * PANEL)).enumerate() {
-            let from = &from[column * steps..][..steps];
-            for channel in 0..depth {
-                for part in 0..parts {
-                    set(&mut lines[part * depth + channel], lane, from[channel * parts + part]);
+    let panels = columns.div_ceil(PANEL);
+    let together = (READ_BYTES / (steps * PANEL * size_of::<T>()).max(1)).clamp(1, panels);
+    let mut packed = Vec::with_capacity(panels * steps);
+    let chunks = packed.spare_capacity_mut()[..panels * steps].par_chunks_mut(together * steps);
+    chunks.enumerate().try_for_each_init(Vec::new, |rows, (i, to)| -> Result<()> {
+        let first = i * together * PANEL;
+        let count = (together * PANEL).min(columns - first);
+        rows.resize(together * PANEL * steps, T::default());
+        rows[count * steps..].fill(T::default());
+        read(first, &mut rows[..count * steps])?;
+        for (rows, to) in rows.chunks_exact(PANEL * steps).zip(to.chunks_exact_mut(steps)) {
+            let rows: [&[T]; PANEL] = std::array::from_fn(|lane| &rows[lane * steps..][..steps]);
+            for (part, to) in to.chunks_exact_mut(depth).enumerate() {
+                for (channel, to) in to.iter_mut().enumerate() {
+                    to.write(line(rows.map(|row| row[channel * parts + part])));
                 }
             }
         }
-    });
-    lines
+        Ok(())
+    })?;
+    // SAFETY: every line was written.
+    unsafe { packed.set_len(panels * steps) };
+    Ok(packed)
+}
+
+/// Rows of a weight that is in memory.
+fn in_memory<T: Copy + Sync>(all: &[T], steps: usize) -> impl Fn(usize, &mut [T]) -> Result<()> + Sync {
+    move |first, into| {
+        into.copy_from_slice(&all[first * steps..][..into.len()]);
+        Ok(())
+    }
+}
+
+/// A type whose bytes mean the same in a file.
+trait Plain: Copy + Default + Send + Sync {}
+impl Plain for f32 {}
+impl Plain for f16 {}
+impl Plain for bf16 {}
+
+/// Rows of a weight that are read when they are packed.
+fn from_source<T: Plain>(source: &dyn RowSource) -> impl Fn(usize, &mut [T]) -> Result<()> + Sync {
+    move |first, into| {
+        // SAFETY: `Plain` types have no padding, and every pattern of bits is one of them.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(into.as_mut_ptr().cast(), size_of_val(into)) };
+        source.read(first, bytes)
+    }
+}
+
+/// Columns, parts and depth of a weight `(out, in)` or `(out, in, kernel height, kernel width)`.
+fn packed_shape(dims: &[usize]) -> Result<(usize, usize, usize)> {
+    match dims {
+        [columns, depth, kernel @ ..] if !dims.contains(&0) => {
+            Ok((*columns, kernel.iter().product(), *depth))
+        }
+        _ => bail!("a weight of shape {dims:?} has no elements"),
+    }
 }
 
 impl PackedWeight {
     /// Packs `(out, in)` or `(out, in, kernel height, kernel width)`; 16-bit weights stay 16 bits wide.
     pub(crate) fn new(weight: &Tensor) -> Result<Self> {
-        let dims = weight.dims();
-        let (columns, depth) = (dims[0], dims[1]);
-        let parts = dims[2..].iter().product();
-        let shape = (columns, parts, depth);
-        if dims.contains(&0) {
-            bail!("a weight of shape {dims:?} has no elements");
-        }
+        let shape = packed_shape(weight.dims())?;
+        let (columns, parts, depth) = shape;
         let weight = match weight.dtype() {
             DType::F32 | DType::F16 | DType::BF16 => weight.contiguous()?,
             _ => weight.to_dtype(DType::F32)?.contiguous()?,
         };
         let (storage, layout) = weight.storage_and_layout();
         let (start, end) = (layout.start_offset(), layout.start_offset() + layout.shape().elem_count());
+        let steps = parts * depth;
         let data = match &*storage {
             Storage::Cpu(CpuStorage::F32(w)) => {
-                Data::F32(pack(&w[start..end], shape, Line::default(), |l, i, v| l.0[i] = v))
+                Data::F32(pack(shape, in_memory(&w[start..end], steps), Line)?)
             }
             Storage::Cpu(CpuStorage::F16(w)) => {
-                Data::F16(pack(&w[start..end], shape, [f16::ZERO; PANEL], |l, i, v| l[i] = v))
+                Data::F16(pack(shape, in_memory(&w[start..end], steps), |line| line)?)
             }
             Storage::Cpu(CpuStorage::BF16(w)) => {
-                Data::Bf16(pack(&w[start..end], shape, [bf16::ZERO; PANEL], |l, i, v| l[i] = v))
+                Data::Bf16(pack(shape, in_memory(&w[start..end], steps), |line| line)?)
             }
             _ => bail!("a weight of type {:?} is not on the CPU", weight.dtype()),
         };
         Ok(Self { data, columns, parts, depth })
     }
 
+    /// Packs a weight as it is read, to be held in `dtype`.
+    pub(crate) fn read(source: &dyn RowSource, dtype: DType) -> Result<Self> {
+        let shape = packed_shape(source.dims())?;
+        let (columns, parts, depth) = shape;
+        let level = Level::best();
+        let data = match (source.dtype(), dtype) {
+            (DType::F32, DType::F32) => Data::F32(pack(shape, from_source::<f32>(source), Line)?),
+            (DType::F16, DType::F16) => Data::F16(pack(shape, from_source::<f16>(source), |line| line)?),
+            (DType::BF16, DType::BF16) => Data::Bf16(pack(shape, from_source::<bf16>(source), |line| line)?),
+            (DType::F16, DType::F32) => Data::F32(pack(shape, from_source::<f16>(source), |values| {
+                let mut line = [Line::default()];
+                widen_f16(level, &[values], &mut line);
+                line[0]
+            })?),
+            (DType::BF16, DType::F32) => {
+                Data::F32(pack(shape, from_source::<bf16>(source), |values| Line(values.map(bf16::to_f32)))?)
+            }
+            (stored, held) => bail!("a weight of {stored:?} cannot be read as {held:?}"),
+        };
+        Ok(Self { data, columns, parts, depth })
+    }
+
     /// Packs a matrix `(out, in)`, which keeps its format.
-    pub(crate) fn encoded(weight: &EncodedWeight) -> Self {
+    pub(crate) fn encoded(weight: &EncodedWeight) -> Result<Self> {
         let (columns, depth) = weight.dims();
-        let float8 = || {
-            let lines =
-                pack(&weight.bytes, (columns, 1, depth), [0; PANEL], |l: &mut [u8; PANEL], i, v| l[i] = v);
+        let float8 = || -> Result<_> {
+            let lines: Vec<[u8; PANEL]> =
+                pack((columns, 1, depth), in_memory(&weight.bytes, depth), |line| line)?;
             let scales = weight.row_scales.as_ref().map(|scales| {
                 let mut lines = vec![Line::default(); columns.div_ceil(PANEL)];
                 lines
@@ -105,12 +172,12 @@ impl PackedWeight {
                     .for_each(|(to, &scale)| *to = scale);
                 lines
             });
-            (lines, scales)
+            Ok((lines, scales))
         };
         let data = match QuantisedPanels::new(weight) {
             Some(panels) => Data::Quantised(Box::new(panels)),
             None => {
-                let (lines, scales) = float8();
+                let (lines, scales) = float8()?;
                 if weight.format == Format::F8E4M3 {
                     Data::F8E4M3(lines, scales)
                 } else {
@@ -118,7 +185,7 @@ impl PackedWeight {
                 }
             }
         };
-        Self { data, columns, parts: 1, depth }
+        Ok(Self { data, columns, parts: 1, depth })
     }
 
     /// What it takes in memory.
@@ -267,7 +334,8 @@ mod tests {
             (Format::F8E4M3, 1.0),
         ] {
             let bytes = 512 * 64 / format.block_len() * format.block_bytes();
-            let packed = PackedWeight::encoded(&EncodedWeight::new(format, (64, 512), vec![0; bytes], None)?);
+            let weight = EncodedWeight::new(format, (64, 512), vec![0; bytes], None)?;
+            let packed = PackedWeight::encoded(&weight)?;
             assert!(packed.bytes() as f64 <= most * bytes as f64, "{format:?}: {}", packed.bytes());
         }
         Ok(())
@@ -278,6 +346,70 @@ mod tests {
         let weight = Tensor::zeros((20, 5, 3, 3), DType::F16, &candle_core::Device::Cpu)?;
         let packed = PackedWeight::new(&weight)?;
         assert!(matches!(&packed.data, Data::F16(lines) if size_of_val(&lines[..]) == 32 * 5 * 9 * 2));
+        Ok(())
+    }
+
+    /// A file in memory.
+    struct Rows {
+        dims: Vec<usize>,
+        dtype: DType,
+        bytes: Vec<u8>,
+    }
+
+    impl RowSource for Rows {
+        fn dims(&self) -> &[usize] {
+            &self.dims
+        }
+
+        fn dtype(&self) -> DType {
+            self.dtype
+        }
+
+        fn read(&self, first: usize, into: &mut [u8]) -> Result<()> {
+            let at = first * self.dims[1..].iter().product::<usize>() * self.dtype.size_in_bytes();
+            match self.bytes.get(at..at + into.len()) {
+                Some(bytes) => into.copy_from_slice(bytes),
+                None => bail!("the file ends here"),
+            }
+            Ok(())
+        }
+    }
+
+    /// Every value that the kernels would see.
+    fn values(packed: &PackedWeight) -> Vec<f32> {
+        let mut scratch = Vec::new();
+        let (panels, steps) = (packed.columns.div_ceil(PANEL), packed.steps());
+        let (start, stride) = packed.panels(Level::best(), (0, panels), (0, steps), &mut scratch);
+        assert_eq!(stride, steps * PANEL);
+        // SAFETY: so many panels of so many steps were asked for.
+        unsafe { std::slice::from_raw_parts(start, panels * steps * PANEL) }.to_vec()
+    }
+
+    #[test]
+    fn a_weight_that_is_read_is_the_one_in_memory() -> Result<()> {
+        // The last are read in several pieces, the very last with a part of a panel at its end.
+        for dims in [vec![1, 1], vec![20, 5, 3, 3], vec![16, 7], vec![512, 640], vec![333, 37, 3, 3]] {
+            let weight = crate::testing::random(dims.as_slice(), 7)?;
+            for dtype in [DType::F32, DType::F16, DType::BF16] {
+                let stored = weight.to_dtype(dtype)?;
+                let flat = stored.flatten_all()?;
+                let bytes = match dtype {
+                    DType::F32 => flat.to_vec1::<f32>()?.iter().flat_map(|v| v.to_le_bytes()).collect(),
+                    DType::F16 => flat.to_vec1::<f16>()?.iter().flat_map(|v| v.to_le_bytes()).collect(),
+                    _ => flat.to_vec1::<bf16>()?.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>(),
+                };
+                let mut rows = Rows { dims: dims.clone(), dtype, bytes };
+                for held in [dtype, DType::F32] {
+                    let read = PackedWeight::read(&rows, held)?;
+                    let expected = PackedWeight::new(&stored.to_dtype(held)?)?;
+                    assert_eq!(values(&read), values(&expected), "{dims:?} {dtype:?} as {held:?}");
+                    assert_eq!(read.bytes(), expected.bytes());
+                }
+                rows.bytes.pop();
+                let error = PackedWeight::read(&rows, dtype).err().map(|e| e.to_string());
+                assert!(error.is_some_and(|e| e.contains("the file ends here")));
+            }
+        }
         Ok(())
     }
 }

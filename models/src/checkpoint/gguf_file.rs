@@ -78,6 +78,10 @@ impl GgufFile {
         &self.metadata
     }
 
+    pub(super) fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
     /// Reads rows of one tensor, or all of it, as they lie.
     pub fn stored(&self, name: &str, rows: Option<Range<usize>>) -> Result<Stored> {
         let entry =
@@ -230,6 +234,11 @@ fn stored_type(ggml: u32) -> Read<StoredType> {
         34 | 35 => return Err("one of the ternary types".into()),
         other => return Err(format!("of the unknown type {other}")),
     })
+}
+
+/// What ggml numbers a type with; `None` where it has none.
+pub(crate) fn ggml_type(stored: StoredType) -> Option<u32> {
+    (0..=30).find(|&number| stored_type(number).is_ok_and(|other| other == stored))
 }
 
 type Header = (BTreeMap<String, Entry>, BTreeMap<String, String>);

@@ -14,6 +14,7 @@ use aquatint_kernels::{EncodedWeight, Format};
 use candle_core::{DType, Device, Tensor};
 
 use super::file::CheckpointFile;
+use super::row_reader::RowReader;
 use super::safetensors_file::SafetensorsFile;
 use super::stored::{Matrix, StoredType};
 use super::synthetic;
@@ -50,6 +51,13 @@ struct Component {
     /// Layers whose weight is read when it is needed, and whether it was replaced, so that it must stay.
     streamed: Mutex<BTreeMap<String, bool>>,
     used: Mutex<BTreeSet<String>>,
+}
+
+/// A layer's weight on its way into the layer.
+enum Held<'a> {
+    /// To be packed as it is read, and held in this type.
+    Rows(RowReader<'a>, DType),
+    Matrix(Matrix),
 }
 
 /// A component's weights, seen from a prefix. Cloning is cheap and shares everything.
@@ -96,17 +104,17 @@ impl Weights {
         dtype: Option<DType>,
         device: &Device,
     ) -> Result<Self> {
-        let files = files.into_iter().map(CheckpointFile::Safetensors).collect();
+        let files: Vec<_> = files.into_iter().map(CheckpointFile::Safetensors).collect();
         Ok(Self::new(name, Source::Files(Views::as_stored(files)?), dtype, device))
     }
 
     /// Opens the files of a component, of any kind that [`CheckpointFile`] reads, and gives their tensors diffusers'
-    /// names, whichever of the names that [`Views::new`] knows they have.
+    /// names, whichever of the names that [`Views::of_component`] knows they have. `name` is the component's folder.
     ///
     /// `dtype`: what matrices and filters are held in. `None` keeps the stored type, and the format of matrices that
     /// are quantised or of eight-bit floats; a type decodes them.
     pub fn open(name: &str, paths: &[PathBuf], dtype: Option<DType>, device: &Device) -> Result<Self> {
-        Ok(Self::from_views(name, Views::open(paths)?, dtype, device))
+        Ok(Self::from_views(name, Views::open(name, paths)?, dtype, device))
     }
 
     /// The tensors of files under the names that they are seen by. `dtype` as in [`Weights::from_files`].
@@ -281,6 +289,34 @@ impl Weights {
         Ok(Matrix::Tensor(matrix))
     }
 
+    /// A weight that the CPU can pack as it is read, and the type to hold it in.
+    fn row_reader(&self, key: &str, dims: &[usize]) -> Option<(RowReader<'_>, DType)> {
+        let Source::Files(views) = &self.component.source else { return None };
+        let rows = views.rows(key, dims.to_vec()).filter(|_| self.device().is_cpu())?;
+        let dtype = self.component.dtype.unwrap_or(rows.dtype);
+        let widens = dtype == DType::F32;
+        (dtype == rows.dtype || widens).then_some((rows, dtype))
+    }
+
+    /// The weight of a linear layer, `(out, in)`, which has `shape` in its file.
+    fn linear_weight(&self, key: &str, shape: &[usize], dims: (usize, usize)) -> Result<Held<'_>> {
+        if !self.shrinks(dims.1)
+            && let Some((rows, dtype)) = self.row_reader(key, &[dims.0, dims.1])
+        {
+            self.check(key, shape)?;
+            return Ok(Held::Rows(rows, dtype));
+        }
+        Ok(Held::Matrix(self.held_matrix(key, shape, dims)?))
+    }
+
+    /// What went wrong with reading rows of `key` is its file's.
+    fn of_file<T>(&self, key: &str, result: candle_core::Result<T>) -> Result<T> {
+        result.map_err(|e| match &self.component.source {
+            Source::Files(views) => Error::file(views.path_of(key), format!("{key}: {e}")),
+            Source::Synthetic { .. } => e.into(),
+        })
+    }
+
     /// Whether a matrix of so many columns is held in Q8_0 instead of its own type.
     fn shrinks(&self, columns: usize) -> bool {
         self.component.eight_bits.load(Ordering::Relaxed) && columns.is_multiple_of(Format::Q8_0.block_len())
@@ -309,9 +345,15 @@ impl Weights {
             lock(&self.component.streamed).insert(here.prefix.clone(), false);
             Linear::without_weight(in_features, out_features, bias.as_ref())?
         } else {
-            match here.held_matrix(&here.path("weight"), &shape, (out_features, in_features))? {
-                Matrix::Tensor(weight) => Linear::new(&weight, bias.as_ref())?,
-                Matrix::Encoded(weight) => Linear::encoded(&weight, bias.as_ref(), self.device())?,
+            let key = here.path("weight");
+            match here.linear_weight(&key, &shape, (out_features, in_features))? {
+                Held::Rows(rows, dtype) => {
+                    here.of_file(&key, Linear::from_rows(&rows, dtype, bias.as_ref()))?
+                }
+                Held::Matrix(Matrix::Tensor(weight)) => Linear::new(&weight, bias.as_ref())?,
+                Held::Matrix(Matrix::Encoded(weight)) => {
+                    Linear::encoded(&weight, bias.as_ref(), self.device())?
+                }
             }
         });
         self.remember(name, Layer::Linear(linear.clone()), shape);
@@ -330,9 +372,16 @@ impl Weights {
     ) -> Result<Arc<Conv2d>> {
         let here = self.pp(name);
         let shape = vec![out_channels, in_channels, kernel, kernel];
-        let weight = here.held(&here.path("weight"), &shape)?;
+        let key = here.path("weight");
+        here.check(&key, &shape)?;
         let bias = here.tensor("bias", &[out_channels])?;
-        let conv = Arc::new(Conv2d::new(&weight, Some(&bias), stride, padding)?);
+        let conv = match here.row_reader(&key, &shape) {
+            Some((rows, dtype)) => {
+                here.of_file(&key, Conv2d::from_rows(&rows, dtype, Some(&bias), stride, padding))?
+            }
+            None => Conv2d::new(&here.held(&key, &shape)?, Some(&bias), stride, padding)?,
+        };
+        let conv = Arc::new(conv);
         self.remember(name, Layer::Conv2d(conv.clone()), shape);
         Ok(conv)
     }
@@ -369,6 +418,12 @@ impl Weights {
     pub fn base(&self, layer: &str) -> Result<Tensor> {
         let shape = self.layer(layer)?.1;
         Ok(self.read(&format!("{layer}.weight"), &shape)?.to_dtype(DType::F32)?)
+    }
+
+    /// The type of activations for a model whose weights are held as `layer`'s is: f32 on the CPU, whose kernels know
+    /// nothing else, the weights' own elsewhere.
+    pub fn activations(&self, layer: &str) -> DType {
+        if self.device().is_cpu() { DType::F32 } else { self.held_type(&self.path(layer)) }
     }
 
     /// The type that a weight which replaces a layer's is held in: bf16 in place of one in a format.
@@ -430,11 +485,17 @@ impl Weights {
         let (target, shape) = self.layer(layer)?;
         let key = format!("{layer}.weight");
         match target {
-            Layer::Linear(l) => match self.held_matrix(&key, &shape, (l.out_features(), l.in_features()))? {
-                Matrix::Tensor(weight) => l.replace_weight(&weight)?,
-                Matrix::Encoded(weight) => l.replace_encoded(&weight, self.device())?,
+            Layer::Linear(l) => {
+                match self.linear_weight(&key, &shape, (l.out_features(), l.in_features()))? {
+                    Held::Rows(rows, dtype) => self.of_file(&key, l.replace_rows(&rows, dtype))?,
+                    Held::Matrix(Matrix::Tensor(weight)) => l.replace_weight(&weight)?,
+                    Held::Matrix(Matrix::Encoded(weight)) => l.replace_encoded(&weight, self.device())?,
+                }
+            }
+            Layer::Conv2d(c) => match self.row_reader(&key, &shape) {
+                Some((rows, dtype)) => self.of_file(&key, c.replace_rows(&rows, dtype))?,
+                None => c.replace_weight(&self.held(&key, &shape)?)?,
             },
-            Layer::Conv2d(c) => c.replace_weight(&self.held(&key, &shape)?)?,
         }
         Ok(())
     }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use aquatint_kernels::{timestep_embedding, upsample_nearest};
-use candle_core::{D, Tensor};
+use candle_core::{D, DType, Tensor};
 
 use super::config::UnetConfig;
 use super::transformer::{KeyValue, Transformer2D};
@@ -129,6 +129,7 @@ struct Block {
 pub struct UNet2DCondition {
     config: UnetConfig,
     weights: Weights,
+    activations: DType,
     conv_in: Arc<Conv2d>,
     time_embedding: Embedding,
     add_embedding: Option<Embedding>,
@@ -179,8 +180,14 @@ impl UNet2DCondition {
                 Padding::same(kernel_out / 2),
             )?,
             weights: w.clone(),
+            activations: w.activations("conv_in"),
             config,
         })
+    }
+
+    /// The same with activations of another type between operations; sums are f32 in any case.
+    pub fn with_activations(self, activations: DType) -> Self {
+        Self { activations, ..self }
     }
 
     /// The config it was built from.
@@ -204,7 +211,7 @@ impl UNet2DCondition {
     /// # Errors
     /// If the conditioning lacks what the config asks for, or its shapes do not fit.
     pub fn context(&self, conditioning: &Conditioning) -> Result<UnetContext> {
-        let embeds = &conditioning.prompt_embeds;
+        let embeds = &conditioning.prompt_embeds.to_dtype(self.activations)?;
         let (batch, _, channels) = embeds.dims3()?;
         let expected = self.config.context_channels(0);
         if channels != expected {
@@ -224,7 +231,8 @@ impl UNet2DCondition {
             (Some(channels), Some(scale)) => {
                 // diffusers' get_guidance_scale_embedding of w = (scale - 1) * 1000, sines first
                 let w = vec![((scale - 1.0) * 1000.0) as f32; batch];
-                Some(timestep_embedding(&w, channels, false, 1.0, embeds.device())?)
+                let embedded = timestep_embedding(&w, channels, false, 1.0, embeds.device())?;
+                Some(embedded.to_dtype(self.activations)?)
             }
             _ => None,
         };
@@ -248,26 +256,30 @@ impl UNet2DCondition {
                 added.time_ids.len()
             )));
         }
-        embedding.forward(&Tensor::cat(&[pooled, &time_ids.reshape((batch, ()))?], D::Minus1)?, None)
+        let time_ids = time_ids.reshape((batch, ()))?.to_dtype(pooled.dtype())?;
+        let both = Tensor::cat(&[pooled, &time_ids], D::Minus1)?;
+        embedding.forward(&both.to_dtype(self.activations)?, None)
     }
 
     /// Predicts the model output (epsilon, v or the sample, as the schedule says).
     ///
     /// `latents`: `(batch, height, width, in_channels)`; `timesteps`: one a sample, 0 to 1000; `context`: what
-    /// [`Self::context`] made for the same batch. Returns `(batch, height, width, out_channels)`. Odd sizes work.
+    /// [`Self::context`] made for the same batch. Returns `(batch, height, width, out_channels)` in the latents' type. Odd
+    /// sizes work.
     pub fn forward(&self, latents: &Tensor, timesteps: &[f64], context: &UnetContext) -> Result<Tensor> {
         let config = &self.config;
         let t: Vec<f32> = timesteps.iter().map(|&t| t as f32).collect();
         let first = config.block_out_channels[0];
         let t = timestep_embedding(&t, first, config.flip_sin_to_cos, config.freq_shift, latents.device())?;
-        let mut time = self.time_embedding.forward(&t, context.guidance.as_ref())?;
+        let mut time =
+            self.time_embedding.forward(&t.to_dtype(self.activations)?, context.guidance.as_ref())?;
         if let Some(added) = &context.added {
             time = (time + added)?;
         }
         let time = Activation::Silu.forward(&time)?;
 
         let mut prompt = context.prompt.iter();
-        let mut h = self.conv_in.forward(latents)?;
+        let mut h = self.conv_in.forward(&latents.to_dtype(self.activations)?)?;
         let mut skips = vec![h.clone()];
         for block in &self.down {
             for layer in &block.layers {
@@ -296,7 +308,7 @@ impl UNet2DCondition {
             }
         }
         let h = self.conv_norm_out.forward(&h, Activation::Silu)?;
-        Ok(self.conv_out.forward(&h)?)
+        Ok(self.conv_out.forward(&h)?.to_dtype(latents.dtype())?)
     }
 }
 

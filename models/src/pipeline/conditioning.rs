@@ -4,7 +4,7 @@ use candle_core::{DType, Tensor};
 
 use super::{Family, GenerationRequest, MicroConditioning, Pipeline, Refiner};
 use crate::denoiser::{AddedConditioning, Conditioning, Context, Denoiser, UNet2DCondition};
-use crate::text::cache::PromptKey;
+use crate::text::cache::{PromptCache, PromptKey};
 use crate::text::encoder::encode;
 use crate::text::{Encoded, HiddenStates, Prompt, TextEncoder};
 use crate::{Error, Result};
@@ -70,9 +70,33 @@ impl Pipeline {
         Ok(Context::Unet(unet.context(&conditioning)?))
     }
 
+    fn encode(
+        &self,
+        set: usize,
+        encoders: &[&TextEncoder],
+        request: &GenerationRequest,
+        guided: bool,
+    ) -> Result<Encoded> {
+        let encoding = PromptEncoding {
+            cache: &self.prompts,
+            family: self.info.family,
+            force_zeros_for_empty_prompt: self.force_zeros_for_empty_prompt,
+        };
+        encoding.encode(set, encoders, request, guided)
+    }
+}
+
+/// What the encoding of Stable Diffusion's prompts depends on, beside the encoders.
+pub(super) struct PromptEncoding<'a> {
+    pub(super) cache: &'a PromptCache,
+    pub(super) family: Family,
+    pub(super) force_zeros_for_empty_prompt: bool,
+}
+
+impl PromptEncoding<'_> {
     /// Encodes the negative prompt (where `guided`) and the prompt with every encoder. `set` is 0 for the base model's
     /// encoders and 1 for the refiner's.
-    fn encode(
+    pub(super) fn encode(
         &self,
         set: usize,
         encoders: &[&TextEncoder],
@@ -83,7 +107,7 @@ impl Pipeline {
         let prompt = Prompt { text: &request.prompt, clip_skip: request.clip_skip };
         let negative = Prompt::new(request.negative_prompt.as_deref().unwrap_or(""));
         let prompts = if guided && !zeros { vec![negative, prompt] } else { vec![prompt] };
-        let states = match self.info.family {
+        let states = match self.family {
             Family::Sd15 | Family::Sd21 | Family::Flux => HiddenStates::Final,
             Family::Sdxl | Family::SdxlRefiner => HiddenStates::Penultimate,
         };
@@ -91,7 +115,7 @@ impl Pipeline {
             encoders: set,
             prompts: prompts.iter().map(|p| (p.text.to_owned(), p.clip_skip)).collect(),
         };
-        let Encoded { hidden, pooled } = self.prompts.get(key, || encode(encoders, &prompts, states))?;
+        let Encoded { hidden, pooled } = self.cache.get(key, || encode(encoders, &prompts, states))?;
         if !zeros {
             return Ok(Encoded { hidden, pooled });
         }

@@ -1,11 +1,12 @@
 //! Latents at another size, as `torch.nn.functional.interpolate` makes them without corner alignment.
 
 use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
 /// How values between latents are found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Interpolation {
     /// `nearest`: the latent at or before.
     Nearest,

@@ -6,9 +6,10 @@ use std::sync::OnceLock;
 use candle_core::{DType, Device};
 use serde::Deserialize;
 
+use super::conditioning::PromptEncoding;
 use super::load_flux::is_flux;
-use super::{Family, ModelInfo, Pipeline, Preset, Refiner};
-use crate::checkpoint::published::Published;
+use super::{Family, GenerationRequest, ModelInfo, Pipeline, Preset, Refiner};
+use crate::checkpoint::published::Dummy;
 use crate::checkpoint::{ModelFolder, Weights, builtin};
 use crate::denoiser::{Denoiser, UNet2DCondition, UnetConfig};
 use crate::sampler::SamplerSettings;
@@ -24,10 +25,10 @@ use crate::{Error, Result};
 pub enum ModelSource {
     /// The tiny model in the program itself.
     Builtin,
-    /// A folder in the diffusers layout.
+    /// A folder in the diffusers layout, or a single file.
     Folder(PathBuf),
-    /// A published model's shapes with random weights, to measure with.
-    Dummy(&'static Published),
+    /// Shapes with random weights, to measure with.
+    Dummy(Dummy),
 }
 
 /// What weights are held in. Arithmetic on the CPU is f32 whatever this says.
@@ -78,11 +79,18 @@ pub struct LoadOptions {
     pub unet: Option<PathBuf>,
     /// A safetensors or GGUF file whose T5 replaces the folder's.
     pub t5: Option<PathBuf>,
+    /// A file whose CLIP text encoder replaces the model's first.
+    pub text_encoder: Option<PathBuf>,
+    /// What Stable Diffusion's UNet predicts (`epsilon`, `v_prediction` or `sample`), where its config or a guess is
+    /// wrong.
+    pub prediction_type: Option<String>,
+    /// Stable Diffusion encodes its prompts while the UNet is being read: it is what will be asked for first.
+    pub first_request: Option<GenerationRequest>,
     /// Bytes that FLUX may take; `None` is what is free.
     pub memory_bytes: Option<u64>,
     /// A safetensors file, or a folder with a config beside it, whose VAE replaces the folder's.
     pub vae: Option<PathBuf>,
-    /// A folder with SDXL's refiner, which does the last part of every schedule.
+    /// A folder or single file with SDXL's refiner, which does the last part of every schedule.
     pub refiner: Option<PathBuf>,
     /// The part of the schedule that the base model does before the refiner, 0.8 where it is not said.
     pub refiner_starts_at: Option<f64>,
@@ -127,39 +135,37 @@ impl Pipeline {
             return Err(Error::file(path, "T5 is FLUX's text encoder, and this model has none"));
         }
         let dtype = options.precision.dtype();
-        let unet = unet(&folder, options.unet.as_deref(), dtype, &device)?;
-        let family = family(&folder, &index, unet.config())?;
-        let encoder = |component: &str, tokenizer: &str| {
-            folder
-                .contains(&format!("{component}/config.json"))
-                .then(|| TextEncoder::load(&folder, component, tokenizer, dtype, &device))
-                .transpose()
-        };
-        let mut text_encoder =
-            if family == Family::SdxlRefiner { None } else { encoder("text_encoder", "tokenizer")? };
-        let mut text_encoder_2 = encoder("text_encoder_2", "tokenizer_2")?;
-        let missing = |name: &str| Error::file(folder.path(name), "this model needs it");
-        match family {
-            Family::Sd15 | Family::Sd21 if text_encoder.is_none() => return Err(missing("text_encoder")),
-            Family::Sdxl if text_encoder.is_none() => return Err(missing("text_encoder")),
-            Family::Sdxl | Family::SdxlRefiner if text_encoder_2.is_none() => {
-                return Err(missing("text_encoder_2"));
-            }
-            _ => {}
-        }
-        for path in &options.textual_inversions {
-            load_textual_inversion(path, text_encoder.as_mut(), text_encoder_2.as_mut())?;
-        }
-        for path in &options.fitting_textual_inversions {
-            if let Err(error) = load_textual_inversion(path, text_encoder.as_mut(), text_encoder_2.as_mut()) {
-                tracing::warn!("left out: {error}");
-            }
-        }
-        let vae = match &options.vae {
-            None => AutoencoderKl::load(&folder, "vae", dtype, &device)?,
-            Some(path) => replaced_vae(path, &folder, dtype, &device)?,
-        };
+        let unet_config: UnetConfig = folder.json("unet/config.json")?;
+        let family = family(&folder, &index, &unet_config)?;
         let scheduler = scheduler(&folder, family)?;
+        let scheduler = SchedulerConfig {
+            prediction_type: options.prediction_type.clone().or(scheduler.prediction_type),
+            ..scheduler
+        };
+        let force_zeros_for_empty_prompt =
+            !matches!(family, Family::Sd15 | Family::Sd21) && index.force_zeros_for_empty_prompt;
+        let prompts = PromptCache::new(PROMPTS_KEPT);
+        // Most of what is read is the UNet. What is needed before it, and after, is loaded and used meanwhile.
+        let (rest, unet) = std::thread::scope(|scope| {
+            let unet = scope.spawn(|| unet(&folder, unet_config, options.unet.as_deref(), dtype, &device));
+            let rest = || -> Result<_> {
+                let encoders = TextEncoders::load(&folder, family, options, &device)?;
+                if let Some(request) = &options.first_request {
+                    let guided = request.guidance_scale.is_none_or(|scale| scale > 1.0);
+                    let encoding = PromptEncoding { cache: &prompts, family, force_zeros_for_empty_prompt };
+                    // What is wrong with it is told when it is asked for.
+                    let _encoded = encoding.encode(0, &encoders.all(), request, guided);
+                }
+                let vae = match &options.vae {
+                    None => AutoencoderKl::load(&folder, "vae", dtype, &device)?,
+                    Some(path) => replaced_vae(path, &folder, dtype, &device)?,
+                };
+                Ok((encoders, vae))
+            };
+            (rest(), unet.join())
+        });
+        let unet = unet.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let (TextEncoders { text_encoder, text_encoder_2 }, vae) = rest?;
         let refiner = options
             .refiner
             .as_ref()
@@ -181,15 +187,13 @@ impl Pipeline {
             denoiser: Denoiser::Unet(Box::new(unet)),
             vae,
             scheduler,
-            force_zeros_for_empty_prompt: family != Family::Sd15
-                && family != Family::Sd21
-                && index.force_zeros_for_empty_prompt,
+            force_zeros_for_empty_prompt,
             vae_tiling: options.vae_tiling,
             max_sequence_length: 0,
             loras: Default::default(),
             lora_preset: None,
             refiner,
-            prompts: PromptCache::new(PROMPTS_KEPT),
+            prompts,
             preview: OnceLock::new(),
             weight_bytes: weight_bytes(&folder),
             memory: None,
@@ -221,7 +225,8 @@ impl ModelSource {
         match self {
             Self::Builtin => Ok(builtin::folder()),
             Self::Folder(path) => ModelFolder::open(path),
-            Self::Dummy(model) => Ok(ModelFolder::Published(model)),
+            Self::Dummy(Dummy::Published(model)) => Ok(ModelFolder::Published(model)),
+            Self::Dummy(Dummy::Folder(path)) => ModelFolder::untrained(path),
         }
     }
 }
@@ -278,9 +283,9 @@ fn info(
 /// Whether the weights were never trained.
 pub(super) fn has_random_weights(folder: &ModelFolder) -> bool {
     match folder {
-        ModelFolder::Disk(_) => false,
+        ModelFolder::Disk(_) | ModelFolder::Single(_) => false,
         ModelFolder::Embedded(_) => !builtin::TRAINED,
-        ModelFolder::Published(_) => true,
+        ModelFolder::Published(_) | ModelFolder::Untrained(_) => true,
     }
 }
 
@@ -288,7 +293,8 @@ pub(super) fn has_random_weights(folder: &ModelFolder) -> bool {
 fn preset(folder: &ModelFolder, scheduler: &SchedulerConfig) -> Option<Preset> {
     let lcm = scheduler.class_name.as_deref() == Some("LCMScheduler");
     let named = match folder {
-        ModelFolder::Disk(path) => Preset::of_model(&last_names(path)),
+        ModelFolder::Disk(path) | ModelFolder::Untrained(path) => Preset::of_model(&last_names(path)),
+        ModelFolder::Single(file) => Preset::of_model(&last_names(file.path())),
         ModelFolder::Published(model) => Preset::of_model(model.name),
         ModelFolder::Embedded(_) => None,
     };
@@ -331,7 +337,7 @@ fn device(choice: DeviceChoice) -> Result<Device> {
 
 #[cfg(feature = "cuda")]
 fn cuda() -> Result<Device> {
-    Device::new_cuda_with_stream(0).map_err(|e| Error::invalid(format!("device cuda: no usable GPU: {e}")))
+    aquatint_kernels::open_gpu().map_err(|e| Error::invalid(format!("device cuda: no usable GPU: {e}")))
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -339,13 +345,59 @@ fn cuda() -> Result<Device> {
     Err(Error::invalid("device cuda: this program was built without CUDA support, cpu is available"))
 }
 
+/// The text encoders of Stable Diffusion.
+struct TextEncoders {
+    text_encoder: Option<TextEncoder>,
+    text_encoder_2: Option<TextEncoder>,
+}
+
+impl TextEncoders {
+    /// Those that the family has, with their textual inversions.
+    fn load(folder: &ModelFolder, family: Family, options: &LoadOptions, device: &Device) -> Result<Self> {
+        let dtype = options.precision.dtype();
+        let encoder = |component: &str, tokenizer: &str, file: Option<&Path>| {
+            folder
+                .contains(&format!("{component}/config.json"))
+                .then(|| TextEncoder::load(folder, component, tokenizer, file, dtype, device))
+                .transpose()
+        };
+        let mut text_encoder = match family {
+            Family::SdxlRefiner => None,
+            _ => encoder("text_encoder", "tokenizer", options.text_encoder.as_deref())?,
+        };
+        let mut text_encoder_2 = encoder("text_encoder_2", "tokenizer_2", None)?;
+        let missing = |name: &str| Error::file(folder.path(name), "this model needs it");
+        match family {
+            Family::Sd15 | Family::Sd21 if text_encoder.is_none() => return Err(missing("text_encoder")),
+            Family::Sdxl if text_encoder.is_none() => return Err(missing("text_encoder")),
+            Family::Sdxl | Family::SdxlRefiner if text_encoder_2.is_none() => {
+                return Err(missing("text_encoder_2"));
+            }
+            _ => {}
+        }
+        for path in &options.textual_inversions {
+            load_textual_inversion(path, text_encoder.as_mut(), text_encoder_2.as_mut())?;
+        }
+        for path in &options.fitting_textual_inversions {
+            if let Err(error) = load_textual_inversion(path, text_encoder.as_mut(), text_encoder_2.as_mut()) {
+                tracing::warn!("left out: {error}");
+            }
+        }
+        Ok(Self { text_encoder, text_encoder_2 })
+    }
+
+    fn all(&self) -> Vec<&TextEncoder> {
+        self.text_encoder.iter().chain(&self.text_encoder_2).collect()
+    }
+}
+
 fn unet(
     folder: &ModelFolder,
+    config: UnetConfig,
     file: Option<&Path>,
     dtype: Option<DType>,
     device: &Device,
 ) -> Result<UNet2DCondition> {
-    let config: UnetConfig = folder.json("unet/config.json")?;
     let weights = match file {
         None => folder.weights("unet", dtype, device)?,
         Some(path) => Weights::open("unet", &[path.to_owned()], dtype, device)?,
@@ -412,7 +464,7 @@ fn refiner(
     }
     let folder = ModelFolder::open(path)?;
     let index: ModelIndex = folder.json("model_index.json")?;
-    let unet = unet(&folder, None, dtype, device)?;
+    let unet = unet(&folder, folder.json("unet/config.json")?, None, dtype, device)?;
     if family(&folder, &index, unet.config())? != Family::SdxlRefiner {
         return Err(Error::file(
             path,
@@ -426,7 +478,7 @@ fn refiner(
         )));
     }
     Ok(Refiner {
-        text_encoder_2: TextEncoder::load(&folder, "text_encoder_2", "tokenizer_2", dtype, device)?,
+        text_encoder_2: TextEncoder::load(&folder, "text_encoder_2", "tokenizer_2", None, dtype, device)?,
         unet: Denoiser::Unet(Box::new(unet)),
         scheduler: scheduler(&folder, Family::SdxlRefiner)?,
         starts_at,

@@ -22,6 +22,7 @@ use std::sync::OnceLock;
 
 use candle_core::{Device, IndexOp};
 use image::RgbImage;
+use serde::{Deserialize, Serialize};
 
 pub use denoising::Denoising;
 pub use latent_resize::Interpolation;
@@ -41,7 +42,7 @@ use crate::vae::AutoencoderKl;
 use crate::{Error, Result};
 
 /// The architectures that are known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Family {
     /// Stable Diffusion 1.x: one CLIP-L text encoder.
     Sd15,
@@ -69,7 +70,7 @@ impl Family {
 }
 
 /// What a loaded model is, and what a request that leaves something open gets.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ModelInfo {
     /// The folder's name, or `builtin`.
     pub name: String,
@@ -96,6 +97,7 @@ pub struct ModelInfo {
     /// What it was found to be distilled to; the defaults above are of it.
     pub preset: Option<Preset>,
     /// Which of its parts stay in memory, where that was decided by what is free.
+    #[serde(skip)]
     pub memory: Option<MemoryPlan>,
     /// The model that was asked for, where this one stands in for it.
     pub fallback_for: Option<String>,

@@ -10,8 +10,10 @@
 
 use std::path::Path;
 
+use serde::{Deserialize, Deserializer, Serialize};
+
 /// What a distilled model asks for.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Preset {
     /// `lcm`, `lightning`, `turbo`, `hyper`, `schnell`, `dev`, `fill`, `kontext` or `krea`.
     pub name: &'static str,
@@ -25,6 +27,53 @@ pub struct Preset {
     pub guidance_scale: f64,
     /// The guidance is part of the distillation: a default from elsewhere does not fit.
     pub fixes_guidance: bool,
+}
+
+/// Every name and sampler that a preset may have: what is read from elsewhere is one of them.
+const KNOWN: [&str; 14] = [
+    "lcm",
+    "lightning",
+    "turbo",
+    "hyper",
+    "schnell",
+    "dev",
+    "fill",
+    "kontext",
+    "krea",
+    "LCMScheduler",
+    "Euler SGM Uniform",
+    "Euler a SGM Uniform",
+    "DDIM SGM Uniform",
+    "TCD",
+];
+
+/// A preset as it is read.
+#[derive(Deserialize)]
+struct PresetText {
+    name: String,
+    scheduler: Option<String>,
+    num_inference_steps: usize,
+    max_inference_steps: usize,
+    guidance_scale: f64,
+    fixes_guidance: bool,
+}
+
+impl<'de> Deserialize<'de> for Preset {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = PresetText::deserialize(deserializer)?;
+        let known = |text: String| {
+            let found = KNOWN.into_iter().find(|known| *known == text);
+            found.ok_or_else(|| serde::de::Error::custom(format!("no preset has {text:?}")))
+        };
+        Ok(Self {
+            name: known(text.name)?,
+            scheduler: text.scheduler.map(known).transpose()?,
+            num_inference_steps: text.num_inference_steps,
+            max_inference_steps: text.max_inference_steps,
+            guidance_scale: text.guidance_scale,
+            fixes_guidance: text.fixes_guidance,
+        })
+    }
 }
 
 impl Preset {
@@ -230,6 +279,16 @@ mod tests {
 
     fn of(preset: Option<Preset>) -> Option<Expected> {
         preset.map(|p| (p.name, p.scheduler, p.num_inference_steps, p.guidance_scale))
+    }
+
+    #[test]
+    fn is_the_same_after_a_journey() {
+        for name in ["LCM_Dreamshaper_v7", "Hyper-SDXL-1step-Unet", "sdxl-lightning-4step", "FLUX.1-dev"] {
+            let preset = Preset::of_model(name).unwrap();
+            let text = serde_json::to_string(&preset).unwrap();
+            assert_eq!(serde_json::from_str::<Preset>(&text).unwrap(), preset);
+            assert!(serde_json::from_str::<Preset>(&text.replace(preset.name, "other")).is_err());
+        }
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! What a pipeline is asked for.
 
 use image::{GrayImage, RgbImage};
+use serde::{Deserialize, Serialize};
 
 use super::{Interpolation, Variation};
 
-/// One picture to be made. What is `None` is filled in from the model's own defaults.
-#[derive(Clone, Debug)]
+/// One picture to be made. What is `None` is filled in from the model's own defaults. Serialised, it lacks its mode:
+/// pictures travel by themselves.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct GenerationRequest {
     /// What the picture should show; `(word:1.2)` weights a part, any length is allowed.
     pub prompt: String,
@@ -32,6 +34,7 @@ pub struct GenerationRequest {
     /// Text encoder layers to leave out at the end: 0 (all are used) to the number of layers less one.
     pub clip_skip: usize,
     /// What the picture starts from.
+    #[serde(skip)]
     pub mode: Mode,
     /// An initial picture of another size is encoded at its own, and its latents are resized; `None` resizes the
     /// picture.
@@ -67,9 +70,10 @@ impl GenerationRequest {
 }
 
 /// What a picture starts from.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub enum Mode {
     /// Noise alone.
+    #[default]
     TextToImage,
     /// Another picture, noised as far as `strength` says.
     ImageToImage {
@@ -100,7 +104,7 @@ impl Mode {
 }
 
 /// What inpainting starts from where the mask is white, before the schedule's noise is added.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum MaskedContent {
     /// The picture's own latents.
     #[default]
@@ -112,7 +116,7 @@ pub enum MaskedContent {
 }
 
 /// SDXL's conditioning on sizes, `(height, width)` in pixels as in diffusers; `None` is the picture's own size.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct MicroConditioning {
     /// Size the training picture had before scaling.
     pub original_size: Option<(usize, usize)>,

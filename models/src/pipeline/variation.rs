@@ -1,11 +1,12 @@
 //! A second noise mixed into the first: pictures near a seed's own.
 
 use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
 
 use crate::Result;
 
 /// The second noise and its share.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Variation {
     /// Where the second noise starts.
     pub seed: u64,

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use aquatint_kernels::attention::{Mask, attention};
-use candle_core::{IndexOp, Tensor};
+use candle_core::{DType, IndexOp, Tensor};
 use serde::Deserialize;
 
 use crate::checkpoint::Weights;
@@ -176,6 +176,7 @@ pub struct ClipTextModel {
     token_embedding: Tensor,
     /// `(max_position_embeddings, hidden_size)`
     position_embedding: Tensor,
+    activations: DType,
     layers: Vec<EncoderLayer>,
     final_layer_norm: LayerNorm,
     text_projection: Option<Arc<Linear>>,
@@ -204,8 +205,14 @@ impl ClipTextModel {
             layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?,
             final_layer_norm: text_model.layer_norm("final_layer_norm", channels, config.layer_norm_eps)?,
             text_projection,
+            activations: text_model.activations("encoder.layers.0.self_attn.q_proj"),
             config,
         })
+    }
+
+    /// The same with activations of another type between operations; sums are f32 in any case.
+    pub fn with_activations(self, activations: DType) -> Self {
+        Self { activations, ..self }
     }
 
     /// The config it was made from.
@@ -286,7 +293,7 @@ impl ClipTextModel {
         let flat = Tensor::from_vec(flat, batch * tokens, self.token_embedding.device())?;
         let x =
             self.token_embedding.index_select(&flat, 0)?.reshape((batch, tokens, self.config.hidden_size))?;
-        Ok(x.broadcast_add(&self.position_embedding.narrow(0, 0, tokens)?)?)
+        Ok(x.broadcast_add(&self.position_embedding.narrow(0, 0, tokens)?)?.to_dtype(self.activations)?)
     }
 
     /// The position at which a text ends: the first end token.

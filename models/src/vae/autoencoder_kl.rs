@@ -8,9 +8,8 @@ use std::sync::Arc;
 
 use candle_core::{D, DType, Device, Tensor};
 
+use super::AutoencoderKlConfig;
 use super::blocks::{Decoder, Encoder};
-use super::{AutoencoderKlConfig, key_map};
-use crate::checkpoint::safetensors_file::SafetensorsFile;
 use crate::checkpoint::{ModelFolder, Weights};
 use crate::layers::{Conv2d, Padding};
 use crate::{Error, Result};
@@ -48,6 +47,7 @@ impl DiagonalGaussian {
 #[derive(Debug)]
 pub struct AutoencoderKl {
     config: AutoencoderKlConfig,
+    activations: DType,
     encoder: Encoder,
     quant_conv: Option<Arc<Conv2d>>,
     post_quant_conv: Option<Arc<Conv2d>>,
@@ -70,7 +70,8 @@ impl AutoencoderKl {
         Self::new(config, &folder.weights(component, dtype, device)?)
     }
 
-    /// From one safetensors file in diffusers' or the original names, as fine-tuned VAEs are published.
+    /// From one file in diffusers' or the original names, as fine-tuned VAEs are published; of a whole checkpoint, its
+    /// VAE.
     ///
     /// `config` is that of the VAE it replaces; an `AutoencoderKL` config.json beside the file goes before it.
     pub fn load_file(
@@ -82,9 +83,7 @@ impl AutoencoderKl {
         let path = path.as_ref();
         let config = config_beside(path)?.unwrap_or(config);
         config.check()?;
-        let blocks = config.block_out_channels.len();
-        let file = SafetensorsFile::open(path)?.renamed(|key| key_map::diffusers_key(key, blocks))?;
-        let weights = Weights::from_files("vae", vec![file], dtype, device)?;
+        let weights = Weights::open("vae", &[path.to_owned()], dtype, device)?;
         let vae = Self::new(config, &weights)?;
         match weights.unused().first() {
             // A deeper VAE than the config's has all that the config needs, and would decode to noise.
@@ -109,6 +108,11 @@ impl AutoencoderKl {
             _ => None,
         };
         let latents = config.latent_channels;
+        let activations = match weights.activations("decoder.conv_in") {
+            // Its features go beyond what f16 holds.
+            DType::F16 if config.force_upcast => DType::F32,
+            held => held,
+        };
         Ok(Self {
             encoder: Encoder::new(&config, &weights.pp("encoder"))?,
             quant_conv: config.use_quant_conv.then(|| pointwise("quant_conv", 2 * latents)).transpose()?,
@@ -118,8 +122,14 @@ impl AutoencoderKl {
                 .transpose()?,
             decoder: Decoder::new(&config, &weights.pp("decoder"))?,
             statistics,
+            activations,
             config,
         })
+    }
+
+    /// The same with activations of another type between operations; sums are f32 in any case.
+    pub fn with_activations(self, activations: DType) -> Self {
+        Self { activations, ..self }
     }
 
     /// What it was built from.
@@ -153,11 +163,12 @@ impl AutoencoderKl {
                 self.config.in_channels
             )));
         }
-        let moments = self.encoder.forward(image)?;
-        match &self.quant_conv {
-            Some(conv) => Ok(conv.forward(&moments)?),
-            None => Ok(moments),
-        }
+        let moments = self.encoder.forward(&image.to_dtype(self.activations)?)?;
+        let moments = match &self.quant_conv {
+            Some(conv) => conv.forward(&moments)?,
+            None => moments,
+        };
+        Ok(moments.to_dtype(image.dtype())?)
     }
 
     /// The picture of latents.
@@ -176,10 +187,12 @@ impl AutoencoderKl {
                 self.config.latent_channels
             )));
         }
-        match &self.post_quant_conv {
-            Some(conv) => self.decoder.forward(&conv.forward(latents)?),
-            None => self.decoder.forward(latents),
-        }
+        let z = latents.to_dtype(self.activations)?;
+        let image = match &self.post_quant_conv {
+            Some(conv) => self.decoder.forward(&conv.forward(&z)?)?,
+            None => self.decoder.forward(&z)?,
+        };
+        Ok(image.to_dtype(latents.dtype())?)
     }
 
     /// The VAE's latents as the denoiser works on them: about unit variance.

@@ -2,7 +2,7 @@
 
 use aquatint_models::checkpoint::Weights;
 use aquatint_models::denoiser::{AddedConditioning, Conditioning, UNet2DCondition, UnetConfig};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use crate::common::{Fixture, assert_close, channels_last, max_difference};
 
@@ -83,4 +83,24 @@ fn a_wrong_conditioning_is_refused_with_both_numbers() {
     assert!(refused(&case).contains("64 channels") && refused(&case).contains("72"));
     case.conditioning.added = None;
     assert!(refused(&case).contains("pooled_prompt_embeds"));
+}
+
+/// What a GPU computes with: 16 bits between operations. Where types meet is the same on every device.
+#[test]
+fn half_activations_stay_close() {
+    let fixture = Fixture::open("unet");
+    for name in ["sd15", "sdxl", "refiner", "lcm_distilled"] {
+        for (dtype, tolerance) in [(DType::F16, 0.03), (DType::BF16, 0.25)] {
+            let mut case = Case::open(&fixture, name);
+            case.unet = case.unet.with_activations(dtype);
+            let y = case.run();
+            assert_eq!(y.dtype(), DType::F32);
+            let largest = max_difference(&case.expected, &case.expected.zeros_like().unwrap());
+            assert_close(&format!("{name} in {dtype:?}"), &y, &case.expected, tolerance * largest);
+            assert!(
+                max_difference(&y, &case.expected) > TOLERANCE,
+                "{name}: the activations were not {dtype:?}"
+            );
+        }
+    }
 }

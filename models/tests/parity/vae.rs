@@ -183,7 +183,9 @@ fn a_file_that_does_not_fit_is_refused_with_the_tensor_and_both_shapes() {
         up_block_types: Vec::new(),
         ..config(&fixture)
     });
-    assert!(fewer.contains("downsamplers.0.conv.bias has no place"), "{fewer}");
+    assert!(fewer.contains("[32, 32, 3, 3], this config needs [16, 32, 3, 3]"), "{fewer}");
+    let less = load(AutoencoderKlConfig { use_quant_conv: false, ..config(&fixture) });
+    assert!(less.contains("quant_conv.bias has no place"), "{less}");
     let groups = load(AutoencoderKlConfig { norm_num_groups: 7, ..config(&fixture) });
     assert!(groups.contains("16 channels do not divide into 7 groups"), "{groups}");
 }
@@ -386,4 +388,25 @@ fn masks_reach_the_latents_as_diffusers_prepares_them() {
     assert_close("image", &image, &images(&fixture, "image"), 0.0);
     let masked = picture::masked_image(&image, &mask).unwrap();
     assert_close("masked image", &masked, &images(&fixture, "masked_image"), 0.0);
+}
+
+/// What a GPU computes with: 16 bits between operations.
+#[test]
+fn half_activations_stay_close() {
+    for name in ["sd", "flux"] {
+        let fixture = Fixture::open(&format!("vae_{name}"));
+        let (latents, expected) = (images(&fixture, "latents"), images(&fixture, "picture"));
+        for (dtype, tolerance) in [(DType::F16, 1e-2), (DType::BF16, 8e-2)] {
+            let vae = vae(&fixture).with_activations(dtype);
+            let picture = vae.decode(&latents).unwrap();
+            assert_eq!(picture.dtype(), DType::F32);
+            assert_close(&format!("{name} in {dtype:?}"), &picture, &expected, tolerance);
+            assert!(
+                max_difference(&picture, &expected) > TOLERANCE,
+                "{name}: the activations were not {dtype:?}"
+            );
+            let mean = vae.encode(&images(&fixture, "image")).unwrap().mode().clone();
+            assert_close(&format!("{name}: mean in {dtype:?}"), &mean, &images(&fixture, "mean"), tolerance);
+        }
+    }
 }

@@ -9,6 +9,7 @@ use crate::api::fault::Fault;
 use crate::api::schema::reply;
 use crate::engine::recipe::Recipe;
 use crate::engine::{JobPhase, Progress};
+use crate::queue::shared::JobEvent;
 
 reply! {
     /// How far a job is.
@@ -57,7 +58,7 @@ pub(super) enum Outcome {
 /// One event of the stream.
 #[derive(Clone)]
 pub(super) struct Event {
-    /// Rises by one from event to event; the first is 1.
+    /// Rises from event to event; the first is at least 1.
     pub(super) id: u64,
     pub(super) name: &'static str,
     /// One line of JSON.
@@ -70,28 +71,73 @@ pub(super) struct Log {
     pub(super) outcome: Option<Outcome>,
     events: Vec<Event>,
     last_id: u64,
+    broken_off: bool,
 }
 
 const PREVIEW: &str = "preview";
 
+/// A JPEG file in base64 as a data URI.
+pub(super) fn jpeg_uri(base64: &str) -> String {
+    format!("data:image/jpeg;base64,{base64}")
+}
+
 impl Log {
+    /// A job that has just come.
     pub(super) fn new(id: String, pictures: usize, created: u64) -> Self {
+        let mut log = Self::unknown(id);
+        (log.status.pictures, log.status.created) = (pictures, created);
+        log.add_status("progress");
+        log
+    }
+
+    /// A job of which nothing is known yet.
+    pub(super) fn unknown(id: String) -> Self {
         let status = JobStatus {
             id,
             state: "waiting",
             ahead: 0,
             picture: 0,
-            pictures,
+            pictures: 0,
             step: 0,
             steps: 0,
-            created,
+            created: 0,
             images: Vec::new(),
             seeds: Vec::new(),
             error: None,
         };
-        let mut log = Self { status, outcome: None, events: Vec::new(), last_id: 0 };
-        log.add_status("progress");
-        log
+        Self { status, outcome: None, events: Vec::new(), last_id: 0, broken_off: false }
+    }
+
+    /// Notes what a shared queue says of the job, under the number by which every process knows it. Its end is noted by
+    /// [`end`](Self::end), under the number that the next event has.
+    pub(super) fn note(&mut self, number: u64, event: JobEvent) {
+        self.next_is(number);
+        match event {
+            JobEvent::Queued { pictures, ahead, created } => {
+                (self.status.pictures, self.status.created) = (pictures, created);
+                // The worker's first word may come before it.
+                if self.status.state == "waiting" {
+                    self.status.ahead = ahead;
+                    self.add_status("progress");
+                }
+            }
+            JobEvent::Progress { decoding, picture, step, steps } => {
+                let phase = if decoding { JobPhase::Decoding } else { JobPhase::Running };
+                self.progress(&Progress { phase, picture, step, steps, ..Progress::waiting(0, 0) });
+            }
+            JobEvent::Preview { picture, jpeg } => self.preview(picture, &jpeg_uri(&jpeg)),
+            JobEvent::Ended(_) => {}
+        }
+    }
+
+    /// The number of the next event, which is not below those before it.
+    pub(super) fn next_is(&mut self, number: u64) {
+        self.last_id = self.last_id.max(number.saturating_sub(1));
+    }
+
+    /// Whether anything is known of the job.
+    pub(super) fn is_empty(&self) -> bool {
+        self.events.is_empty() && self.outcome.is_none()
     }
 
     /// The events after one, oldest first.
@@ -102,7 +148,12 @@ impl Log {
 
     /// Whether there are events after one, or never will be.
     pub(super) fn goes_beyond(&self, id: u64) -> bool {
-        self.last_id > id || self.outcome.is_some()
+        self.events.last().is_some_and(|event| event.id > id) || self.outcome.is_some() || self.broken_off
+    }
+
+    /// Ends the streams of events without an end of the job: another process will go on from here.
+    pub(super) fn break_off(&mut self) {
+        self.broken_off = true;
     }
 
     /// Notes how far the job is.

@@ -17,7 +17,7 @@ use self::request::JobRequest;
 use self::store::Job;
 use super::body::MAX_PICTURES_BYTES;
 use super::fastapi::{ApiError, dict_body};
-use super::fault::shown;
+use super::fault::{Fault, shown};
 use super::schema::{Body as _, reply};
 use super::{App, caller};
 
@@ -33,9 +33,9 @@ pub(super) async fn submit(State(app): State<App>, request: Request) -> Result<R
     let caller = caller(request.extensions());
     let body = dict_body(request, MAX_PICTURES_BYTES).await?;
     let parameters = JobRequest::read(&body)?.parameters(&app).await?;
-    let pictures = parameters.num_images;
-    let submitted = parameters.submit(&app, &caller).await?;
-    let job = app.jobs.add(submitted.ticket, pictures)?;
+    let place = app.queue.admit(&caller, parameters.cost(&app)).map_err(Fault::from)?;
+    let (_, work) = parameters.choose(&app).await?;
+    let job = app.jobs.submit(&*app.queue, place, work).await?;
     let location = [(header::LOCATION, format!("/jobs/{}", job.id))];
     Ok((StatusCode::ACCEPTED, location, Json(status_of(&job))).into_response())
 }
@@ -45,7 +45,7 @@ pub(super) async fn status(
     State(app): State<App>,
     Path(id): Path<String>,
 ) -> Result<Json<JobStatus>, ApiError> {
-    let job = find(&app, &id)?;
+    let job = find(&app, &id).await?;
     Ok(Json(status_of(&job)))
 }
 
@@ -54,9 +54,9 @@ pub(super) async fn cancel(
     State(app): State<App>,
     Path(id): Path<String>,
 ) -> Result<Json<JobStatus>, ApiError> {
-    let job = find(&app, &id)?;
+    let job = find(&app, &id).await?;
     if job.log.borrow().outcome.is_some() {
-        app.jobs.forget(&id);
+        app.jobs.forget(&id).await?;
     } else {
         job.stop(Outcome::Cancelled);
         job.ended().await;
@@ -70,7 +70,7 @@ pub(super) async fn events(
     Path(id): Path<String>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let job = find(&app, &id)?;
+    let job = find(&app, &id).await?;
     let seen = match headers.get("last-event-id").map(|value| value.to_str()) {
         None | Some(Ok("")) => 0,
         Some(text) => text.ok().and_then(|text| text.trim().parse().ok()).ok_or_else(|| {
@@ -111,7 +111,7 @@ pub(super) async fn result(
     Path(id): Path<String>,
     uri: Uri,
 ) -> Result<Json<JobResult>, ApiError> {
-    let job = find(&app, &id)?;
+    let job = find(&app, &id).await?;
     let pictures = finished(&job, &uri).await?;
     (0..pictures.len()).for_each(|picture| job.fetched(picture));
     Ok(Json(JobResult {
@@ -128,7 +128,7 @@ pub(super) async fn image(
     Path((id, index)): Path<(String, String)>,
     uri: Uri,
 ) -> Result<Response, ApiError> {
-    let job = find(&app, &id)?;
+    let job = find(&app, &id).await?;
     let pictures = finished(&job, &uri).await?;
     let found = index.parse::<usize>().ok().and_then(|index| Some((index, pictures.get(index)?)));
     let (index, picture) = found.ok_or_else(|| {
@@ -172,8 +172,8 @@ fn wait(uri: &Uri) -> Result<Duration, ApiError> {
     })
 }
 
-fn find(app: &App, id: &str) -> Result<Arc<Job>, ApiError> {
-    app.jobs.get(id).ok_or_else(|| {
+async fn find(app: &App, id: &str) -> Result<Arc<Job>, ApiError> {
+    app.jobs.get(id).await?.ok_or_else(|| {
         let text =
             "There is no such job. Finished ones are kept for 15 minutes, and fewer when there are many.";
         ApiError::new(StatusCode::NOT_FOUND, text)

@@ -148,7 +148,7 @@ impl JobRequest {
     fn loras(&self, app: &App) -> Result<Vec<LoraChoice>, Fault> {
         let choose = |lora: &LoraRequest| {
             let path = app.loras.get(&lora.name).ok_or_else(|| {
-                let names: Vec<_> = app.loras.names().collect();
+                let names = app.loras.names();
                 let known = if names.is_empty() { "none".into() } else { names.join(", ") };
                 Fault::invalid("loras", format!("Unknown lora {:?}. Known are: {known}.", lora.name))
             })?;

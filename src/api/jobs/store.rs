@@ -1,6 +1,7 @@
 //! The jobs that were submitted, while they are made and for a while after.
 
 use std::collections::VecDeque;
+use std::future::Future;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -13,12 +14,13 @@ use image::RgbImage;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
-use super::log::{Finished, Log, Outcome};
+use super::log::{Finished, Log, Outcome, jpeg_uri};
 use crate::api::fault::Fault;
 use crate::api::pictures;
-use crate::engine::{EngineError, JobPhase, Progress, Reply};
+use crate::engine::{EngineError, JobPhase, Progress, Reply, Work};
 use crate::picture::{Format, encode_plain};
-use crate::queue::Ticket;
+use crate::queue::shared::{End, JobEvent, JobEvents, PictureFile, SharedJobs, Submitted};
+use crate::queue::{JobQueue, Place, Refusal, Ticket};
 
 /// How long a job is kept after its end.
 const KEPT: Duration = Duration::from_secs(15 * 60);
@@ -28,6 +30,8 @@ const KEPT_JOBS: usize = 1000;
 const KEPT_BYTES: usize = 256 << 20;
 /// Callers come again every few seconds: whoever has not come for so long since the end does not come any more.
 const AWAITED: Duration = Duration::from_secs(10);
+/// After a failure to reach the shared queue.
+const PAUSE: Duration = Duration::from_millis(500);
 /// In `Job::told`: somebody knows that there are no pictures.
 const TOLD_OF_THE_END: u32 = 1 << 31;
 /// Previews are looked at for a moment.
@@ -35,7 +39,11 @@ const PREVIEW_QUALITY: u8 = 75;
 
 /// The jobs that were submitted. Clones share them.
 #[derive(Clone, Default)]
-pub struct Jobs(Arc<Mutex<Table>>);
+pub struct Jobs {
+    table: Arc<Mutex<Table>>,
+    /// Where jobs of other processes are, too.
+    shared: Option<Arc<dyn SharedJobs>>,
+}
 
 #[derive(Default)]
 struct Table {
@@ -56,46 +64,99 @@ pub(super) struct Job {
     ended: Mutex<Option<Instant>>,
     /// A bit for every picture that has been fetched.
     told: AtomicU32,
+    /// It is in a shared queue: it goes on without this process, and others can tell of it.
+    is_shared: bool,
 }
 
 impl Jobs {
-    /// Follows a ticket from now on.
-    pub(super) fn add(&self, ticket: Ticket, pictures: usize) -> Result<Arc<Job>, Fault> {
-        let id = new_id();
-        let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let job = Arc::new(Job {
-            log: watch::Sender::new(Log::new(id.clone(), pictures, created)),
-            id,
-            stop: Notify::new(),
-            stopped_by: Mutex::default(),
-            ended: Mutex::default(),
-            told: AtomicU32::new(0),
-        });
-        let mut table = self.table();
-        if table.closed {
-            return Err(EngineError::Stopping.into());
-        }
-        while table.tasks.try_join_next().is_some() {}
-        table.forget_old();
-        table.jobs.push_back(job.clone());
-        table.tasks.spawn(follow(job.clone(), ticket));
-        Ok(job)
+    /// The jobs of a queue: where that is shared, those of all processes that share it.
+    pub fn of(queue: &dyn JobQueue) -> Self {
+        Self { shared: queue.shared(), ..Self::default() }
     }
 
-    pub(super) fn get(&self, id: &str) -> Option<Arc<Job>> {
+    /// Puts work into an admitted place of the queue, and follows it from now on.
+    pub(super) async fn submit(
+        &self,
+        queue: &dyn JobQueue,
+        place: Place,
+        work: Work,
+    ) -> Result<Arc<Job>, Fault> {
+        if self.table().closed {
+            return Err(EngineError::Stopping.into());
+        }
+        let pictures = work.requests.len();
+        let Some(shared) = &self.shared else {
+            let ticket = queue.submit(place, work).await?;
+            let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+            let id = new_id();
+            let job = Arc::new(Job::new(Log::new(id.clone(), pictures, created), id, false));
+            return Ok(self.add(job.clone(), follow(job, ticket)));
+        };
+        let Submitted { id, number, event } = shared.submit(place, work).await?;
+        let events = shared.events(&id, number);
+        let job = Arc::new(Job::new(Log::unknown(id.clone()), id, true));
+        job.log.send_modify(|log| log.note(number, event));
+        Ok(self.add(job.clone(), follow_shared(job, shared.clone(), events)))
+    }
+
+    /// A job by its id.
+    pub(super) async fn get(&self, id: &str) -> Result<Option<Arc<Job>>, Fault> {
+        match (self.known(id), &self.shared) {
+            (None, Some(shared)) => self.find(shared, id).await,
+            (known, _) => Ok(known),
+        }
+    }
+
+    fn known(&self, id: &str) -> Option<Arc<Job>> {
         let mut table = self.table();
         table.forget_old();
         table.jobs.iter().find(|job| job.id == id).cloned()
     }
 
-    /// Forgets a job that has ended, and its pictures.
-    pub(super) fn forget(&self, id: &str) {
-        self.table().jobs.retain(|job| job.id != id);
+    /// A job of the shared queue, once all that has happened to it so far is in its log.
+    async fn find(&self, shared: &Arc<dyn SharedJobs>, id: &str) -> Result<Option<Arc<Job>>, Fault> {
+        let mut events = shared.events(id, 0);
+        let job = Arc::new(Job::new(Log::unknown(id.to_owned()), id.to_owned(), true));
+        while let Some((number, event)) = events.next_now().await.map_err(unreachable)? {
+            if note_shared(&job, &**shared, number, event).await {
+                break;
+            }
+        }
+        if job.log.borrow().is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(self.add(job.clone(), follow_shared(job, shared.clone(), events))))
     }
 
-    /// Takes no further job.
+    /// Keeps a job, unless another request was faster, and what fills its log.
+    fn add(&self, job: Arc<Job>, following: impl Future<Output = ()> + Send + 'static) -> Arc<Job> {
+        let mut table = self.table();
+        if let Some(known) = table.jobs.iter().find(|known| known.id == job.id) {
+            return known.clone();
+        }
+        while table.tasks.try_join_next().is_some() {}
+        table.forget_old();
+        table.jobs.push_back(job.clone());
+        table.tasks.spawn(following);
+        job
+    }
+
+    /// Forgets a job that has ended, and its pictures.
+    pub(super) async fn forget(&self, id: &str) -> Result<(), Fault> {
+        self.table().jobs.retain(|job| job.id != id);
+        match &self.shared {
+            Some(shared) => shared.forget(id).await.map_err(unreachable),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes no further job. Whoever watches one of a shared queue is sent to another process.
     pub fn close(&self) {
-        self.table().closed = true;
+        let mut table = self.table();
+        table.closed = true;
+        for job in table.jobs.iter().filter(|job| job.is_shared) {
+            job.log.send_modify(Log::break_off);
+        }
     }
 
     /// Whether somebody may still come for a job: it is not done, or was done a moment ago and has not been fetched.
@@ -111,7 +172,7 @@ impl Jobs {
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
-        lock(&self.0)
+        lock(&self.table)
     }
 }
 
@@ -144,6 +205,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Job {
+    fn new(log: Log, id: String, is_shared: bool) -> Self {
+        Self {
+            log: watch::Sender::new(log),
+            id,
+            stop: Notify::new(),
+            stopped_by: Mutex::default(),
+            ended: Mutex::default(),
+            told: AtomicU32::new(0),
+            is_shared,
+        }
+    }
+
     /// Ends it, unless it has ended.
     pub(super) fn stop(&self, outcome: Outcome) {
         lock(&self.stopped_by).get_or_insert(outcome);
@@ -164,6 +237,9 @@ impl Job {
     }
 
     fn is_awaited(&self) -> bool {
+        if self.is_shared {
+            return false;
+        }
         if lock(&self.ended).is_some_and(|ended| ended.elapsed() > AWAITED) {
             return false;
         }
@@ -210,6 +286,59 @@ async fn follow(job: Arc<Job>, mut ticket: Ticket) {
     }
 }
 
+/// What a shared queue that does not answer comes to: try again.
+fn unreachable(error: EngineError) -> Fault {
+    Refusal::Unreachable { reason: error.to_string() }.into()
+}
+
+/// The same for a job of a shared queue. Only its caller ends the job; a server that stops leaves it to the others.
+async fn follow_shared(job: Arc<Job>, shared: Arc<dyn SharedJobs>, mut events: Box<dyn JobEvents>) {
+    while job.log.borrow().outcome.is_none() {
+        tokio::select! {
+            biased;
+            () = job.stop.notified() => {
+                let by_its_caller = matches!(lock(&job.stopped_by).take(), Some(Outcome::Cancelled));
+                if !by_its_caller {
+                    return job.log.send_modify(Log::break_off);
+                }
+                while let Err(error) = shared.cancel(&job.id).await {
+                    tracing::warn!(%error, job = job.id, "trying to cancel again");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+            (number, event) = events.next() => {
+                note_shared(&job, &*shared, number, event).await;
+            }
+        }
+    }
+}
+
+/// Takes an event into a job's log, and says whether it was the last.
+async fn note_shared(job: &Job, shared: &dyn SharedJobs, number: u64, event: JobEvent) -> bool {
+    let end = match event {
+        JobEvent::Ended(end) => end,
+        event => {
+            job.log.send_modify(|log| log.note(number, event));
+            return false;
+        }
+    };
+    let outcome = match end {
+        End::Cancelled => Outcome::Cancelled,
+        End::Failed(error) => Outcome::Failed(error.into()),
+        End::Done => match shared.pictures(&job.id).await {
+            Ok(files) => Outcome::Done(Arc::new(files.into_iter().map(finished).collect())),
+            Err(error) => Outcome::Failed(error.into()),
+        },
+    };
+    job.log.send_modify(|log| log.next_is(number));
+    job.end(outcome);
+    true
+}
+
+fn finished(file: PictureFile) -> Finished {
+    Finished { png: Bytes::from(file.png), recipe: file.recipe, elapsed_ms: file.elapsed_ms }
+}
+
 async fn note(job: &Job, now: &Progress, shown: &mut Option<Arc<RgbImage>>) {
     if now.phase == JobPhase::Done {
         return;
@@ -227,7 +356,7 @@ async fn note(job: &Job, now: &Progress, shown: &mut Option<Arc<RgbImage>>) {
 
 fn jpeg(image: &RgbImage) -> Option<String> {
     let bytes = encode_plain(image, Format::Jpeg, PREVIEW_QUALITY).ok()?;
-    Some(format!("data:image/jpeg;base64,{}", BASE64.encode(bytes)))
+    Some(jpeg_uri(&BASE64.encode(bytes)))
 }
 
 async fn outcome(reply: Reply) -> Outcome {

@@ -33,6 +33,9 @@ fn health_of(app: &App) -> Value {
     json!({
         "status": "healthy",
         "state": state,
+        "loading": app.engine.loading().map(|l| {
+            json!({"model": l.model, "read_bytes": l.read_bytes, "weight_bytes": l.weight_bytes})
+        }),
         // A text at all times: clients look for "cuda" in it.
         "device": model.map_or("loading", |m| &m.device),
         "model": model.map(|m| &m.name),
@@ -50,7 +53,7 @@ fn health_of(app: &App) -> Value {
         "size_table": model.map(size_table),
         "refine_mode": app.defaults.refine_mode,
         "models": app.engine.models().into_iter().map(|m| m.name).collect::<Vec<_>>(),
-        "loras": app.loras.names().collect::<Vec<_>>(),
+        "loras": app.loras.names(),
         "queue": app.queue.depth(),
         "running": running,
         "version": env!("CARGO_PKG_VERSION"),

@@ -23,9 +23,10 @@ pub async fn result_of(app: &App, job: &[u8]) -> Result<Value, String> {
     Ok(worker::result(app, &job.input).await)
 }
 
-/// `GET /ping`: 200 is ready, 204 still loading, anything else unhealthy.
+/// `GET /ping`: 200 is ready, 204 still loading or without its queue, anything else unhealthy.
 pub async fn ping(State(app): State<App>) -> StatusCode {
     match app.engine.status().phase {
+        Phase::Ready(_) if !app.queue.is_reachable() => StatusCode::NO_CONTENT,
         Phase::Ready(_) => StatusCode::OK,
         Phase::Loading => StatusCode::NO_CONTENT,
         Phase::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,

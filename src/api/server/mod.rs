@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use super::edge::Edge;
 use super::edge::caller::Peer;
-use super::{App, Operations, router};
+use super::{App, Operations};
 
 mod connection;
 
@@ -39,6 +39,7 @@ const LAST_WORDS: Duration = Duration::from_millis(200);
 /// somebody may come for; new work gets 503. What is not answered within `drain` is cut off.
 pub async fn serve(
     listener: TcpListener,
+    routes: Router,
     app: App,
     edge: Edge,
     stop: impl Future<Output = ()>,
@@ -46,7 +47,7 @@ pub async fn serve(
 ) {
     let operations = app.operations.clone();
     let mut server = Server {
-        routes: router(app.clone(), &edge),
+        routes,
         operations: operations.clone(),
         patience: edge.patience,
         slots: Arc::new(Semaphore::new(edge.max_connections)),
@@ -87,8 +88,7 @@ pub async fn serve(
 
 /// Whether somebody waits for a job, or may come for one.
 fn is_awaited(app: &App) -> bool {
-    let depth = app.queue.depth();
-    depth.running + depth.waiting > 0 || app.jobs.are_awaited()
+    app.queue.awaited_here() > 0 || app.jobs.are_awaited()
 }
 
 struct Server {

@@ -174,7 +174,7 @@ impl Hires {
     /// The recipe of a finished picture: the first pass, and what the second did.
     pub(super) fn recipe(&self, first: &Recipe, second: &Recipe) -> Recipe {
         let mut recipe = first.clone();
-        let mut tell = |name, value: String| recipe.extra.push((name, value));
+        let mut tell = |name: &'static str, value: String| recipe.extra.push((name.into(), value));
         tell("Denoising strength", self.strength.to_string());
         if second.scheduler != first.scheduler {
             tell("Hires sampler", second.scheduler.clone());

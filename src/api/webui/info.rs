@@ -20,7 +20,7 @@ pub(super) fn info(form: &Form, model: &str, made: &[Picture]) -> String {
     let varied = u64::from(form.subseed_strength > 0.0);
     let subseeds: Vec<_> = (0..made.len() as u64).map(|i| form.subseed.wrapping_add(i * varied)).collect();
     let extra: serde_json::Map<String, Value> = recipe
-        .map(|r| r.extra.iter().map(|(k, v)| ((*k).to_owned(), json!(v))).collect())
+        .map(|r| r.extra.iter().map(|(k, v)| (k.clone().into_owned(), json!(v))).collect())
         .unwrap_or_default();
     json!({
         "prompt": form.prompt,

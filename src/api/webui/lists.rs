@@ -42,8 +42,8 @@ pub async fn schedulers() -> Json<Value> {
 
 /// `GET /sdapi/v1/loras`
 pub async fn loras(State(app): State<App>) -> Json<Value> {
-    let lora = |name: &str| json!({"name": name, "alias": name, "path": format!("{name}.safetensors"), "metadata": {}});
-    Json(app.loras.names().map(lora).collect())
+    let lora = |name: String| json!({"name": name, "alias": name, "path": format!("{name}.safetensors"), "metadata": {}});
+    Json(app.loras.names().into_iter().map(lora).collect())
 }
 
 /// `GET /sdapi/v1/upscalers`

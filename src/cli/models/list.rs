@@ -10,8 +10,8 @@ use crate::settings::ListArgs;
 use crate::weights::Environment;
 use crate::weights::cache::{RepoCache, repositories};
 
-const FORMATS: &str = "Formats: folders in the diffusers layout with safetensors weights (Stable Diffusion 1.x, 2.x, SDXL and FLUX.1;\n\
-                       a FLUX transformer or T5 may be a GGUF file, the transformer a single file with its original names).\n\
+const FORMATS: &str = "Formats: folders in the diffusers layout with safetensors weights, and single files (safetensors, or GGUF) with the\n\
+                       original names: Stable Diffusion 1.x, 2.x, SDXL and FLUX.1. `aquatint models inspect FILE` says what one is.\n\
                        Pickles (.ckpt, .pt, .bin) are refused: they can run code.";
 
 /// A model folder and what its index calls it.

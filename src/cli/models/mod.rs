@@ -1,5 +1,7 @@
 //! `aquatint models`: what can be given as `--model`, and what of the hub is here.
 
+mod convert;
+mod inspect;
 mod list;
 mod pull;
 mod rm;
@@ -16,6 +18,8 @@ pub(super) fn run(args: &ModelsArgs) -> Result<(), Failure> {
         Some(ModelsCommand::Pull(args)) => pull::run(args),
         Some(ModelsCommand::Rm(args)) => rm::run(args),
         Some(ModelsCommand::Verify(args)) => verify::run(args),
+        Some(ModelsCommand::Inspect(args)) => inspect::run(args),
+        Some(ModelsCommand::Convert(args)) => convert::run(args),
     }
 }
 

@@ -1,0 +1,142 @@
+//! Launches on a GPU, through cudarc, on candle's device and stream.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use candle_core::backend::BackendStorage;
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaFunction, CudaModule, CudaStream, DevicePtr, LaunchConfig, PushKernelArg,
+};
+use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
+use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};
+use candle_core::{Device, Result, Storage, Tensor, bail};
+
+use super::{Argument, Grid, Launch};
+
+/// The compiled kernels of every `.cu` file by its name: machine code for sm_75, sm_80 and sm_90, and PTX for what
+/// comes after them.
+mod compiled {
+    include!(concat!(env!("OUT_DIR"), "/compiled.rs"));
+}
+
+/// Opens the first GPU.
+///
+/// # Errors
+/// Says what is missing: the driver, one of CUDA's libraries, or a GPU.
+pub fn open() -> Result<Device> {
+    if let Err(missing) = aquatint_cuda_loader::open() {
+        bail!("{missing}");
+    }
+    // A stream of its own, unlike the default one, can be captured as a graph.
+    let device = Device::new_cuda_with_stream(0)?;
+    // SAFETY: there is one stream, on which everything happens in order. There are no tensors yet.
+    unsafe { device.as_cuda_device()?.disable_event_tracking() };
+    Ok(device)
+}
+
+/// Major and minor number of what the GPU can do.
+pub(super) fn compute_capability(device: &Device) -> Result<(i32, i32)> {
+    device.as_cuda_device()?.cuda_stream().context().compute_capability().w()
+}
+
+/// Modules and functions of one GPU, loaded at first use: a graph must not be captured before.
+#[derive(Default)]
+struct Loaded {
+    modules: HashMap<&'static str, std::sync::Arc<CudaModule>>,
+    functions: HashMap<String, CudaFunction>,
+}
+
+static LOADED: OnceLock<Mutex<HashMap<usize, Loaded>>> = OnceLock::new();
+
+fn function(launch: &Launch<'_>, stream: &CudaStream) -> Result<CudaFunction> {
+    let context = stream.context();
+    let mut all = LOADED.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+    let loaded = all.entry(context.ordinal()).or_default();
+    if let Some(function) = loaded.functions.get(&launch.function) {
+        return Ok(function.clone());
+    }
+    let module = match loaded.modules.get(launch.module) {
+        Some(module) => module,
+        None => {
+            let Some((_, image)) = compiled::MODULES.iter().find(|(name, _)| *name == launch.module) else {
+                bail!("there are no compiled kernels of {}", launch.module);
+            };
+            let module = context.load_module(Ptx::from_binary(image.to_vec())).w()?;
+            loaded.modules.entry(launch.module).or_insert(module)
+        }
+    };
+    let function = module.load_function(&launch.function).w()?;
+    loaded.functions.insert(launch.function.clone(), function.clone());
+    Ok(function)
+}
+
+/// Where a contiguous tensor's elements begin on the GPU.
+///
+/// The address stays good after the tensor is dropped as far as work on the same stream is concerned: memory is freed
+/// in the stream's order.
+fn address(x: &Tensor, stream: &CudaStream) -> Result<u64> {
+    let (storage, layout) = x.storage_and_layout();
+    let Some((start, _)) = layout.contiguous_offsets() else {
+        bail!("a tensor of shape {:?} is not contiguous", x.dims());
+    };
+    let Storage::Cuda(storage) = &*storage else {
+        bail!("a tensor of shape {:?} is not on the GPU", x.dims())
+    };
+    let first = match &storage.slice {
+        CudaStorageSlice::F32(s) => s.device_ptr(stream).0,
+        CudaStorageSlice::F16(s) => s.device_ptr(stream).0,
+        CudaStorageSlice::BF16(s) => s.device_ptr(stream).0,
+        CudaStorageSlice::U8(s) => s.device_ptr(stream).0,
+        _ => bail!("kernels take no tensors of {:?}", storage.dtype()),
+    };
+    Ok(first + (start * x.dtype().size_in_bytes()) as u64)
+}
+
+enum Value {
+    Address(u64),
+    I32(i32),
+    I64(i64),
+    F32(f32),
+}
+
+pub(super) fn run(launch: &Launch<'_>, grid: &Grid, device: &Device) -> Result<Vec<Tensor>> {
+    let stream = device.as_cuda_device()?.cuda_stream();
+    let function = function(launch, &stream)?;
+    let mut outputs = Vec::with_capacity(launch.outputs.len());
+    for (shape, dtype) in &launch.outputs {
+        // SAFETY: the kernel writes every element; nothing on this stream reads them before it has run.
+        outputs.push(unsafe { Tensor::empty(shape, *dtype, device) }?);
+    }
+    let values = launch.arguments.iter().map(|argument| {
+        Ok(match argument {
+            Argument::Input(x) => Value::Address(address(x, &stream)?),
+            Argument::Absent => Value::Address(0),
+            Argument::Output(i) => match outputs.get(*i) {
+                Some(y) => Value::Address(address(y, &stream)?),
+                None => bail!("{}: there is no output {i}", launch.function),
+            },
+            Argument::I32(v) => Value::I32(*v),
+            Argument::I64(v) => Value::I64(*v),
+            Argument::F32(v) => Value::F32(*v),
+        })
+    });
+    let values = values.collect::<Result<Vec<_>>>()?;
+    let mut builder = stream.launch_builder(&function);
+    for value in &values {
+        match value {
+            Value::Address(v) => builder.arg(v),
+            Value::I32(v) => builder.arg(v),
+            Value::I64(v) => builder.arg(v),
+            Value::F32(v) => builder.arg(v),
+        };
+    }
+    let config = LaunchConfig {
+        grid_dim: (grid.blocks[0] as u32, grid.blocks[1] as u32, grid.blocks[2] as u32),
+        block_dim: (grid.threads as u32, 1, 1),
+        shared_mem_bytes: launch.shared_bytes as u32,
+    };
+    // SAFETY: the arguments are those of the kernel's parameters, which tests of every arm check on the emulator; the
+    // sizes that go with the addresses are those of the tensors.
+    unsafe { builder.launch(config) }.w()?;
+    Ok(outputs)
+}

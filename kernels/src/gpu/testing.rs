@@ -1,0 +1,36 @@
+//! What tests of the CUDA arms share.
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use crate::testing::assert_close;
+
+/// Types of activations, and how far a result may be from the formula's, relative to the larger of 1 and its size: a
+/// rounding of the result and, for f32, of what it is summed of.
+pub(crate) const TYPES: [(DType, f64); 3] = [(DType::F32, 1e-5), (DType::F16, 1e-3), (DType::BF16, 8e-3)];
+
+/// The GPU where the build has CUDA and the machine a GPU, else the CPU, whose tensors the emulator takes.
+pub(crate) fn device() -> Device {
+    #[cfg(feature = "cuda")]
+    {
+        static DEVICE: std::sync::OnceLock<Device> = std::sync::OnceLock::new();
+        return DEVICE.get_or_init(|| super::open().unwrap_or(Device::Cpu)).clone();
+    }
+    #[cfg(not(feature = "cuda"))]
+    Device::Cpu
+}
+
+/// A tensor of a type on the device under test.
+pub(crate) fn put(x: &Tensor, dtype: DType) -> Result<Tensor> {
+    x.to_dtype(dtype)?.to_device(&device())
+}
+
+/// A tensor as the definition takes it: f32 on the CPU, with the values that the type has left of it.
+pub(crate) fn seen(x: &Tensor) -> Result<Tensor> {
+    x.to_device(&Device::Cpu)?.to_dtype(DType::F32)
+}
+
+/// Asserts that an arm's result has the type and shape of `like` and the values of `expected`.
+pub(crate) fn assert_result(y: &Tensor, dtype: DType, expected: &Tensor, tolerance: f64) -> Result<()> {
+    assert_eq!((y.dtype(), y.dims()), (dtype, expected.dims()));
+    assert_close(&y.to_device(&Device::Cpu)?, &crate::testing::f64s(expected)?, tolerance)
+}
