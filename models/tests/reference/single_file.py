@@ -1,6 +1,6 @@
-"""Records what diffusers makes of single files:  .ref/bin/python models/tests/reference/single_file.py KEYMAPS
+"""Records what diffusers makes of single files:  .ref/bin/python models/tests/reference/single_file.py
 
-KEYMAPS is the folder `toolkit/keymaps` of the wheel `lora_train` 0.1.2 from PyPI (MIT), whose lists have every key of the
+The wheel `lora_train` 0.1.2 from PyPI (MIT), which is fetched into .ref, lists in `toolkit/keymaps` every key of the
 published files of SD 1, SD 2, SDXL and its refiner; FLUX's names are those of `flux/modules/layers.py` of Black Forest
 Labs, in the layout of ComfyUI's all-in-one files. Widths are small, everything else has its published extent. Weights are
 synthetic (synthetic.py), so a fixture holds but the keys with their shapes, and of each tensor that diffusers' own
@@ -10,6 +10,7 @@ import inspect
 import json
 import pathlib
 import re
+import subprocess
 import sys
 
 import numpy as np
@@ -22,7 +23,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 import synthetic
 
 FIXTURES = pathlib.Path(__file__).parent.parent / "fixtures"
-KEYMAPS = pathlib.Path(sys.argv[1])
+WHEEL = pathlib.Path(__file__).parents[3] / ".ref/lora_train"
+KEYMAPS = WHEEL / "toolkit/keymaps"
 PUBLISHED = pathlib.Path(__file__).parents[2] / "published"
 OPEN_CLIP = {"te_": "cond_stage_model.model.", "te1_": "conditioner.embedders.1.model."}
 
@@ -224,6 +226,8 @@ def write(name, shapes, converted):
     print(name, len(shapes), "keys", {c: len(h) // 8 for c, h in hashes.items()}, path.stat().st_size, "bytes")
 
 
+if not KEYMAPS.is_dir():
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", WHEEL, "lora_train==0.1.2"], check=True)
 with torch.no_grad():
     for family in ("sd1", "sd2", "sdxl", "refiner"):
         stable_diffusion(family)
