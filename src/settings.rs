@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use aquatint_models::checkpoint::builtin;
-use aquatint_models::checkpoint::published::{PUBLISHED, Published};
+use aquatint_models::checkpoint::published::{Dummy, PUBLISHED, Published};
 use aquatint_models::sampler::SamplerSettings;
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -17,6 +17,10 @@ use serde::Serialize;
 
 use crate::engine::LoraChoice;
 use crate::picture::{MAX_SIDE_PX, PngCompression};
+
+mod files;
+
+pub use files::{ConvertArgs, InspectArgs, LayoutChoice, Quantisation};
 
 /// Image generation with Stable Diffusion 1.5, 2.x, SDXL and FLUX.1, as a command and as a server.
 #[derive(Debug, Parser)]
@@ -41,17 +45,17 @@ pub enum Command {
 /// The model and where it runs.
 #[derive(Args, Clone, Debug)]
 pub struct ModelArgs {
-    /// Folder of a model in the diffusers layout; without it, the built-in model
-    #[arg(long, value_name = "DIR", env = "SD_MODEL_ID")]
+    /// Model: a folder in the diffusers layout, or a single file (safetensors, or GGUF); without it, the built-in model
+    #[arg(long, value_name = "PATH", env = "SD_MODEL_ID")]
     pub model: Option<String>,
     /// Folder of a model that stands in where the first cannot be loaded: FLUX.1-schnell for FLUX.1-dev, say. Every
     /// reply then says so
     #[arg(long, value_name = "DIR", env = "AQUATINT_FALLBACK", requires = "model")]
     pub fallback: Option<String>,
-    /// Random weights in the shapes of a published model, to measure speed and memory without a checkpoint; pictures are
-    /// noise
-    #[arg(long, value_name = "MODEL", conflicts_with = "model", value_parser = published)]
-    pub dummy_weights: Option<&'static Published>,
+    /// Random weights in the shapes of a published model, or of a folder of configs, to measure speed and memory without
+    /// a checkpoint; pictures are noise
+    #[arg(long, value_name = "MODEL", conflicts_with = "model", value_parser = dummy)]
+    pub dummy_weights: Option<Dummy>,
     /// Memory that FLUX may take, in GiB: what does not fit is read from the checkpoint when it is needed [default:
     /// what is free]
     #[arg(long, value_name = "GIB", env = "AQUATINT_MEMORY", value_parser = positive)]
@@ -65,6 +69,12 @@ pub struct ModelArgs {
     /// Safetensors file that replaces the model's UNet, or its FLUX transformer: then GGUF files too
     #[arg(long, value_name = "FILE", env = "SD_UNET_ID")]
     pub unet: Option<PathBuf>,
+    /// File that replaces the model's CLIP text encoder, the first where it has two
+    #[arg(long, value_name = "FILE")]
+    pub text_encoder: Option<PathBuf>,
+    /// What the UNet predicts, where its config or the guess for a single file is wrong
+    #[arg(long, value_name = "KIND")]
+    pub prediction_type: Option<PredictionType>,
     /// Safetensors or GGUF file that replaces FLUX's T5
     #[arg(long, value_name = "FILE")]
     pub t5: Option<PathBuf>,
@@ -93,6 +103,29 @@ pub struct ModelArgs {
     /// Threads for computing; without it, as many as there are cores
     #[arg(long, value_name = "N", value_parser = number(1..=1024))]
     pub threads: Option<usize>,
+}
+
+/// What a UNet predicts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PredictionType {
+    /// The noise.
+    Epsilon,
+    /// A mixture of noise and sample: many models of SD 2.x.
+    #[value(alias = "v_prediction", alias = "v")]
+    VPrediction,
+    /// The sample.
+    Sample,
+}
+
+impl PredictionType {
+    /// Its name in configs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Epsilon => "epsilon",
+            Self::VPrediction => "v_prediction",
+            Self::Sample => "sample",
+        }
+    }
 }
 
 /// What weights are held in.
@@ -186,9 +219,21 @@ pub struct GenerateArgs {
     pub model: ModelArgs,
 }
 
+/// What to do with models.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ModelsCommand {
+    /// Say what a file or folder is, and how to use it
+    Inspect(InspectArgs),
+    /// Write a model in another layout, with weights of another type or quantised
+    Convert(ConvertArgs),
+}
+
 /// `aquatint models`
 #[derive(Args, Clone, Debug)]
 pub struct ModelsArgs {
+    /// What to do; without it, list.
+    #[command(subcommand)]
+    pub command: Option<ModelsCommand>,
     /// Folder of model folders to look through
     #[arg(long, value_name = "DIR", env = "AQUATINT_MODELS_DIR")]
     pub models_dir: Option<PathBuf>,
@@ -495,11 +540,16 @@ fn positive(text: &str) -> Result<f64, String> {
 }
 
 /// A model whose shapes are known.
-fn published(text: &str) -> Result<&'static Published, String> {
-    PUBLISHED.iter().find(|model| model.name == text).ok_or_else(|| {
+fn dummy(text: &str) -> Result<Dummy, String> {
+    let folder = PathBuf::from(text);
+    if let Some(model) = Published::named(text) {
+        Ok(Dummy::Published(model))
+    } else if folder.join("model_index.json").is_file() {
+        Ok(Dummy::Folder(folder))
+    } else {
         let names: Vec<_> = PUBLISHED.iter().map(|model| model.name).collect();
-        format!("one of {} is needed", names.join(", "))
-    })
+        Err(format!("one of {}, or a folder with a model_index.json is needed", names.join(", ")))
+    }
 }
 
 /// `NAME=DIR`.

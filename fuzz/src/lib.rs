@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 
 use aquatint::picture;
 use aquatint_models::checkpoint::safetensors_file::SafetensorsFile;
+use aquatint_models::checkpoint::view::Views;
+use aquatint_models::checkpoint::{CheckpointFile, Component};
 use aquatint_models::lora::{LoraFile, Target};
 use aquatint_models::text::prompt;
 use base64::Engine as _;
@@ -81,11 +83,22 @@ pub fn png_text(data: &[u8]) {
     server::post("/sdapi/v1/png-info", "application/json", body.as_bytes());
 }
 
-/// A file of weights: its header, and every tensor.
+/// A file of weights: its header, every tensor, and what its names stand for in each component.
 pub fn safetensors(data: &[u8]) {
-    let Ok(file) = SafetensorsFile::from_bytes("fuzzed", data.to_vec()) else { return };
+    let open = || SafetensorsFile::from_bytes("fuzzed", data.to_vec());
+    let Ok(file) = open() else { return };
     for name in file.entries().keys() {
         let _tensor = file.tensor(name, &Device::Cpu).is_ok();
+    }
+    for component in Component::ALL {
+        let Ok(file) = open() else { return };
+        let Ok(views) = Views::of_component(component, vec![CheckpointFile::Safetensors(file)]) else {
+            continue;
+        };
+        for name in views.names() {
+            let _stored = views.read(name).is_ok();
+            let _rows = views.read_rows(name, 0..1).is_ok();
+        }
     }
 }
 

@@ -19,7 +19,8 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
             .chain([b"data:image/png;base64,iVBORw0KGgo=".to_vec(), b"RIFF\x10\0\0\0WEBPVP8L".to_vec()])
             .collect(),
         "png_text" => vec![with_text(&png(), "parameters", "a fox\nNegative prompt: b\nSteps: 4, Size: 8x8, Seed: 1")],
-        "safetensors" | "lora" => vec![lora()],
+        "safetensors" => vec![lora(), whole_checkpoint()],
+        "lora" => vec![lora()],
         "runpod" => vec![
             json!({"id": "1", "input": {
                 "prompt": "a", "width": 16, "height": 16, "seed": 7, "scheduler": "K_EULER", "num_inference_steps": 2,
@@ -138,19 +139,38 @@ fn with_text(png: &[u8], keyword: &str, text: &str) -> Vec<u8> {
 fn lora() -> Vec<u8> {
     let kohya = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q";
     let named = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q";
-    let mut header = serde_json::Map::new();
-    header.insert("__metadata__".into(), json!({"fox": "<embed>", "ss_network_alpha": "4"}));
-    let mut end = 0;
-    for (name, shape) in [
+    tensors(&[
         (format!("{kohya}.lora_down.weight"), vec![2, 8]),
         (format!("{kohya}.lora_up.weight"), vec![8, 2]),
         (format!("{kohya}.alpha"), vec![]),
         (format!("{named}.lora_A.weight"), vec![2, 8]),
         (format!("{named}.lora_B.weight"), vec![8, 2]),
         ("fox".into(), vec![8]),
-    ] {
+    ])
+}
+
+/// A few tensors of each part, in the original code's names.
+fn whole_checkpoint() -> Vec<u8> {
+    tensors(&[
+        ("model.diffusion_model.input_blocks.0.0.weight".into(), vec![2, 4, 1, 1]),
+        ("model.diffusion_model.output_blocks.2.1.conv.weight".into(), vec![2, 2, 1, 1]),
+        ("first_stage_model.decoder.mid.attn_1.q.weight".into(), vec![2, 2, 1, 1]),
+        ("first_stage_model.decoder.up.3.block.0.conv1.bias".into(), vec![2]),
+        ("conditioner.embedders.1.model.text_projection".into(), vec![2, 3]),
+        ("conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight".into(), vec![6, 2]),
+    ])
+}
+
+fn tensors(tensors: &[(String, Vec<usize>)]) -> Vec<u8> {
+    let mut header = serde_json::Map::new();
+    header.insert("__metadata__".into(), json!({"fox": "<embed>", "ss_network_alpha": "4"}));
+    let mut end = 0;
+    for (name, shape) in tensors {
         let bytes = 4 * shape.iter().product::<usize>();
-        header.insert(name, json!({"dtype": "F32", "shape": shape, "data_offsets": [end, end + bytes]}));
+        header.insert(
+            name.clone(),
+            json!({"dtype": "F32", "shape": shape, "data_offsets": [end, end + bytes]}),
+        );
         end += bytes;
     }
     let header = Value::from(header).to_string();

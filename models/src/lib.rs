@@ -23,8 +23,10 @@
 
 pub mod caption;
 pub mod checkpoint;
+pub mod convert;
 pub mod denoiser;
 pub mod error;
+pub mod inspect;
 pub mod layers;
 pub mod lora;
 pub mod noise;

@@ -4,11 +4,13 @@
 // clippy.toml allows both in test functions; what they share is test code too.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use aquatint_models::checkpoint::safetensors_file::SafetensorsFile;
 use aquatint_models::checkpoint::view::Views;
-use aquatint_models::checkpoint::{CheckpointFile, Weights};
+use aquatint_models::checkpoint::{CheckpointFile, SingleFile, Weights};
+use aquatint_models::inspect::inspect;
 use candle_core::Device;
 
 /// A GGUF file, written in pieces that a case may spoil.
@@ -297,6 +299,255 @@ fn flux_cases() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     ]
 }
 
+/// A file of eight-bit tensors that lie one after the other.
+fn tensors(tensors: &[(&str, &[usize])]) -> Vec<u8> {
+    with_texts(&[], tensors)
+}
+
+fn with_texts(texts: &[(&str, &str)], tensors: &[(&str, &[usize])]) -> Vec<u8> {
+    let mut at = 0;
+    let mut entries: Vec<String> = tensors
+        .iter()
+        .map(|(name, shape)| {
+            let len = shape.iter().product::<usize>() as u64;
+            at += len;
+            entry(name, "F8_E4M3", &format!("{shape:?}"), at - len, at)
+        })
+        .collect();
+    if !texts.is_empty() {
+        let texts: BTreeMap<_, _> = texts.iter().copied().collect();
+        entries.push(format!(r#""__metadata__":{}"#, serde_json::to_string(&texts).unwrap()));
+    }
+    safetensors(&format!("{{{}}}", entries.join(",")), at as usize)
+}
+
+/// Whole checkpoints that are none.
+fn single_file_cases() -> Vec<(String, Vec<u8>, &'static str)> {
+    const UNET: &str = "model.diffusion_model.input_blocks";
+    const FLUX: &str = "model.diffusion_model.double_blocks";
+    let mut cases = Vec::new();
+    let mut case = |what: String, bytes: Vec<u8>, says: &'static str| cases.push((what, bytes, says));
+    let names = |name: &str| format!("tensor {name}");
+    // Fused and turned matrices that cannot be taken apart.
+    for (prefix, also) in [
+        ("conditioner.embedders.1.model", "model.diffusion_model.label_emb.0.0.weight"),
+        ("cond_stage_model.model", "model.diffusion_model.out.2.weight"),
+    ] {
+        for rows in [0, 1, 2, 4, 5, 7, 8, 10, 11, 13, 100] {
+            for param in ["in_proj_weight", "in_proj_bias"] {
+                let name = format!("{prefix}.transformer.resblocks.0.attn.{param}");
+                let shape: &[usize] = if param == "in_proj_bias" { &[rows] } else { &[rows, 2] };
+                let block = format!("{UNET}.0.0.weight");
+                let bytes = tensors(&[(&block, &[2, 4, 1, 1]), (also, &[2, 2]), (&name, shape)]);
+                case(format!("{name} of {rows} rows"), bytes, "rows do not divide into queries");
+            }
+        }
+    }
+    for shape in [&[][..], &[4], &[2, 2, 2], &[1, 1, 2, 2], &[2, 0, 1]] {
+        let name = "conditioner.embedders.1.model.text_projection";
+        let block = format!("{UNET}.0.0.weight");
+        let label = "model.diffusion_model.label_emb.0.0.weight";
+        let bytes = tensors(&[(&block, &[2, 4, 1, 1]), (label, &[2, 2]), (name, shape)]);
+        case(format!("{name} of {shape:?}"), bytes, "is no matrix's");
+    }
+    for part in ["q", "k", "v", "proj_out"] {
+        for side in ["encoder", "decoder"] {
+            for shape in [&[][..], &[2, 2, 2], &[2, 2, 3, 3], &[2, 2, 1, 2], &[2, 2, 2, 1], &[2, 2, 1, 1, 1]]
+            {
+                let name = format!("first_stage_model.{side}.mid.attn_1.{part}.weight");
+                let bytes = tensors(&[
+                    ("first_stage_model.encoder.down.0.block.0.conv1.weight", &[1]),
+                    (&name, shape),
+                ]);
+                case(format!("{} of {shape:?}", names(&name)), bytes, "is no matrix's");
+            }
+        }
+    }
+    for rows in [0, 1, 2, 4, 5, 7] {
+        let name = format!("{FLUX}.0.img_attn.qkv.weight");
+        case(format!("{name} of {rows} rows"), tensors(&[(&name, &[rows, 2])]), "rows do not divide into 3");
+        let name = "model.diffusion_model.final_layer.adaLN_modulation.1.bias";
+        let block = format!("{FLUX}.0.img_mod.lin.bias");
+        if rows % 2 == 1 || rows == 0 {
+            case(
+                format!("{name} of {rows}"),
+                tensors(&[(&block, &[1]), (name, &[rows])]),
+                "do not divide into 2",
+            );
+        }
+    }
+    // Two tensors for one.
+    for (first, second) in [
+        ("first_stage_model.decoder.conv_in.bias", "vae.decoder.conv_in.bias"),
+        ("cond_stage_model.transformer.x", "conditioner.embedders.0.transformer.x"),
+        ("text_encoders.clip_l.transformer.x", "cond_stage_model.transformer.x"),
+        ("conditioner.embedders.1.model.text_model.x", "text_encoders.t5xxl.transformer.text_model.x"),
+    ] {
+        case(format!("{first} and {second}"), tensors(&[(first, &[1]), (second, &[1])]), "stands for");
+    }
+    // Nothing to denoise with.
+    for (name, says) in [
+        ("first_stage_model.encoder.down.0.block.0.conv1.weight", "--vae"),
+        ("decoder.up.0.block.0.conv1.weight", "--vae"),
+        ("decoder.up_blocks.0.resnets.0.conv1.weight", "--vae"),
+        ("encoder.block.0.layer.0.SelfAttention.q.weight", "--t5"),
+        ("text_encoders.t5xxl.transformer.shared.weight", "--t5"),
+        ("text_model.embeddings.token_embedding.weight", "--text-encoder"),
+        ("cond_stage_model.transformer.text_model.final_layer_norm.bias", "--text-encoder"),
+        ("lora_unet_mid_block_attentions_0_proj_in.lora_down.weight", "--lora"),
+        ("emb_params", "known family"),
+        ("betas", "known family"),
+        ("", "known family"),
+        ("model.diffusion_model.", "known family"),
+        ("joint_blocks.0.x_block.attn.qkv.weight", "Stable Diffusion 3"),
+        ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", "Stable Diffusion 3"),
+        ("control_model.input_blocks.0.0.weight", "a ControlNet"),
+        ("controlnet_cond_embedding.conv_in.weight", "a ControlNet"),
+        ("edm_mean", "Playground"),
+    ] {
+        case(format!("{name} alone"), tensors(&[(name, &[2, 2])]), says);
+    }
+    // Denoisers that are not known, or of which too little is there.
+    for (channels, says) in [
+        (8, "InstructPix2Pix"),
+        (5, "depth"),
+        (3, "4, or 9"),
+        (0, "4, or 9"),
+        (16, "4, or 9"),
+        (4, "no tensor"),
+    ] {
+        let name = format!("{UNET}.0.0.weight");
+        case(format!("a UNet of {channels} channels"), tensors(&[(&name, &[2, channels, 3, 3])]), says);
+        let plain =
+            [("conv_in.weight", &[2, channels, 3, 3][..]), ("down_blocks.0.resnets.0.norm1.bias", &[2])];
+        case(format!("diffusers' UNet of {channels} channels"), tensors(&plain), says);
+    }
+    for number in ["18446744073709551615", "99999999999999999999", "64", "-1", "x"] {
+        let name = format!("{UNET}.{number}.0.in_layers.2.weight");
+        case(names(&name), tensors(&[(&name, &[2, 2, 3, 3])]), "channels");
+    }
+    case(
+        "a transformer's middle".into(),
+        tensors(&[(&format!("{FLUX}.0.img_mod.lin.bias"), &[6])]),
+        "first or last layer",
+    );
+    let flux = [
+        ("img_in.weight", &[2, 2][..]),
+        ("final_layer.linear.weight", &[2, 2]),
+        ("double_blocks.0.img_mod.lin.bias", &[6]),
+    ];
+    case("a transformer's ends".into(), tensors(&flux), "no tensor");
+    // Configs in the header.
+    let unet = format!("{UNET}.0.0.weight");
+    for text in ["", "{", "[]", "1", "null", "\"unet\"", "{\"unet/config.json\"", "{\"a\":1}x"] {
+        let bytes = with_texts(&[("aquatint.configs", text)], &[(&unet, &[2, 4, 3, 3])]);
+        case(format!("configs that are {text:?}"), bytes, "");
+    }
+    cases
+}
+
+/// Headers that would take long or much memory.
+fn large_cases() -> Vec<(&'static str, Vec<u8>, &'static str)> {
+    let many = |count: usize| {
+        let entries: Vec<_> = (0..count).map(|i| entry(&i.to_string(), "U8", "[0]", 0, 0)).collect();
+        safetensors(&format!("{{{}}}", entries.join(",")), 0)
+    };
+    let texts = |text: String| safetensors(&format!(r#"{{"__metadata__":{{{text}}}}}"#), 0);
+    vec![
+        ("16385 tensors", many((1 << 14) + 1), "more than 16384"),
+        ("140,000 tensors", many(140_000), "more than 16384"),
+        (
+            "a shape of 2,000,000 extents",
+            safetensors(
+                &format!(
+                    r#"{{"a":{{"dtype":"U8","shape":[{}1],"data_offsets":[0,1]}}}}"#,
+                    "1,".repeat(2_000_000)
+                ),
+                1,
+            ),
+            "more than 8 dimensions",
+        ),
+        (
+            "nine dimensions",
+            safetensors(&format!("{{{}}}", entry("a", "U8", "[1,1,1,1,1,1,1,1,1]", 0, 1)), 1),
+            "8 dim",
+        ),
+        (
+            "600,000 texts",
+            texts((0..600_000).map(|i| format!(r#""{i}":"""#)).collect::<Vec<_>>().join(",")),
+            "4096",
+        ),
+        ("a text that is a number", texts(r#""a":1"#.into()), "not valid"),
+        ("one name for two texts", texts(r#""a":"1","a":"2""#.into()), "a stands in it twice"),
+        ("texts twice", safetensors(r#"{"__metadata__":{},"__metadata__":{}}"#, 0), "stands in it twice"),
+        (
+            "one name for two tensors",
+            safetensors(
+                &format!("{{{},{}}}", entry("a", "U8", "[1]", 0, 1), entry("a", "U8", "[1]", 1, 2)),
+                2,
+            ),
+            "a stands in it twice",
+        ),
+        (
+            "one tensor written in two ways",
+            safetensors(
+                &format!("{{{},{}}}", entry("a", "U8", "[1]", 0, 1), entry("\\u0061", "U8", "[1]", 1, 2)),
+                2,
+            ),
+            "a stands in it twice",
+        ),
+        (
+            "tensors that overlap",
+            safetensors(
+                &format!("{{{},{}}}", entry("a", "U8", "[2]", 0, 2), entry("b", "U8", "[2]", 1, 3)),
+                3,
+            ),
+            "not valid",
+        ),
+        (
+            "tensors whose places are swapped",
+            safetensors(
+                &format!("{{{},{}}}", entry("a", "U8", "[2]", 2, 6), entry("b", "U8", "[4]", 0, 2)),
+                6,
+            ),
+            "not valid",
+        ),
+        (
+            "tensors at one place",
+            safetensors(
+                &format!("{{{},{}}}", entry("a", "U8", "[2]", 0, 2), entry("b", "U8", "[2]", 0, 2)),
+                2,
+            ),
+            "not valid",
+        ),
+        (
+            "a field that stands twice",
+            safetensors(r#"{"a":{"dtype":"U8","dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#, 1),
+            "not valid",
+        ),
+        (
+            "offsets below 0",
+            safetensors(r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[-1,0]}}"#, 1),
+            "not valid",
+        ),
+        (
+            "three offsets",
+            safetensors(r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1,2]}}"#, 1),
+            "not valid",
+        ),
+        (
+            "an extent of 1.5",
+            safetensors(r#"{"a":{"dtype":"U8","shape":[1.5],"data_offsets":[0,1]}}"#, 1),
+            "not valid",
+        ),
+        ("a header with an end", safetensors("{}{}", 0), "not valid"),
+        ("8 MiB of spaces", safetensors(&" ".repeat(8 << 20), 0), "not valid"),
+        ("a name of 8 MB", safetensors(&format!("{{\"{}\":1}}", "a".repeat(8_000_000)), 0), "not valid"),
+        ("a pickle in a zip", b"PK\x03\x04\x14\x00\x00\x00archive/data.pkl".to_vec(), "pickle"),
+        ("a pickle", b"\x80\x02}q\x00X\x05\x00\x00\x00ab".to_vec(), "pickle"),
+    ]
+}
+
 /// The most memory that the process has had, in bytes of addresses.
 fn peak() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
@@ -313,7 +564,7 @@ fn open(bytes: &[u8]) -> Result<(), String> {
     // Writing over a file would wait for the disk each time.
     let _ = std::fs::remove_file(path());
     std::fs::write(path(), bytes).unwrap();
-    let views = Views::open(&[path()]).map_err(|e| e.to_string())?;
+    let views = Views::open("transformer", &[path()]).map_err(|e| e.to_string())?;
     let weights = Weights::from_views("transformer", views, None, &Device::Cpu);
     for name in weights.unused() {
         let shape = weights.stored_shape(&name).unwrap();
@@ -325,19 +576,50 @@ fn open(bytes: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
+/// Nanoseconds that this thread has computed; waiting for others does not count.
+fn computed() -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    text.split(' ').next().unwrap().parse().unwrap()
+}
+
+/// What a refusal may cost.
+const MOST_NANOSECONDS: u64 = 100_000_000;
+const MOST_BYTES: u64 = 64 << 20;
+
+/// Runs `open`, which must refuse within these bounds.
+fn bounded(what: &str, open: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
+    let (time, memory) = (computed(), peak());
+    let result = open();
+    let (time, memory) = (computed() - time, peak() - memory);
+    assert!(time <= MOST_NANOSECONDS, "{what}: {} ms", time / 1_000_000);
+    assert!(memory <= MOST_BYTES, "{what}: {} MiB", memory >> 20);
+    result
+}
+
 #[test]
 fn damaged_files_are_refused_without_harm() {
     assert_eq!(open(&good().bytes()), Ok(()), "the file that cases spoil");
     let before = peak();
 
-    let cases = [gguf_cases(), safetensors_cases(), flux_cases()].concat();
-    assert!(cases.len() >= 90, "{}", cases.len());
+    let cases = [gguf_cases(), safetensors_cases(), flux_cases(), large_cases()].concat();
+    let single = single_file_cases();
+    assert!(cases.len() >= 115 && cases.len() + single.len() >= 250, "{} {}", cases.len(), single.len());
     let mut wrong = Vec::new();
+    let mut check = |what: &str, result: Result<(), String>, says: &str| match result {
+        Err(error) if error.contains(says) && error.starts_with(path().to_str().unwrap()) => {}
+        other => wrong.push(format!("{what}: {other:?}")),
+    };
     for (what, bytes, says) in cases {
-        match open(&bytes) {
-            Err(error) if error.contains(says) && error.starts_with(path().to_str().unwrap()) => {}
-            other => wrong.push(format!("{what}: {other:?}")),
-        }
+        check(what, bounded(what, || open(&bytes)), says);
+        // Nothing that looks at files may fall over one either.
+        let _ = (SingleFile::open(path()), inspect(path()));
+    }
+    for (what, bytes, says) in single {
+        let _ = std::fs::remove_file(path());
+        std::fs::write(path(), &bytes).unwrap();
+        let open = || SingleFile::open(path()).map(drop).map_err(|e| e.to_string());
+        check(&what, bounded(&what, open), says);
+        let _ = (inspect(path()), self::open(&bytes));
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 

@@ -8,7 +8,9 @@ use clap::{CommandFactory, Parser};
 use crate::engine::EngineError;
 use crate::settings::{Cli, Command, LogFormat};
 
+mod convert;
 mod generate;
+mod inspect;
 mod model;
 mod models;
 mod runpod;

@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use aquatint_models::checkpoint::builtin;
 use aquatint_models::checkpoint::file::CheckpointFile;
+use aquatint_models::checkpoint::published::Dummy;
 use aquatint_models::checkpoint::safetensors_file::SafetensorsFile;
+use aquatint_models::checkpoint::{SingleFile, builtin};
 use aquatint_models::pipeline::{self, LoadOptions, ModelSource, Pipeline};
 
 use super::Failure;
@@ -24,19 +25,21 @@ pub(super) struct Choice {
 
 impl Choice {
     pub(super) fn new(args: &ModelArgs) -> Result<Self, Failure> {
-        for (flag, file) in [("--unet", &args.unet), ("--t5", &args.t5)] {
+        for (flag, file) in
+            [("--unet", &args.unet), ("--t5", &args.t5), ("--text-encoder", &args.text_encoder)]
+        {
             if let Some(path) = file {
                 weights_file(flag, path, |path| CheckpointFile::open(path).map(drop))?;
             }
         }
         if let Some(vae) = args.vae.as_deref().filter(|vae| !vae.is_dir()) {
-            weights_file("--vae", vae, safetensors)?;
+            weights_file("--vae", vae, |path| CheckpointFile::open(path).map(drop))?;
         }
         if let Some(refiner) = &args.refiner {
             folder("--refiner", refiner, DIFFUSERS)?;
         }
         let fallback = args.fallback.as_deref().map(|text| source("--fallback", Some(text))).transpose()?;
-        let source = match args.dummy_weights {
+        let source = match args.dummy_weights.clone() {
             Some(model) => Ok(ModelSource::Dummy(model)),
             None => source("--model", args.model.as_deref()),
         };
@@ -76,6 +79,8 @@ impl Choice {
             refiner_starts_at: Some(args.denoising_end),
             textual_inversions: args.textual_inversion.clone(),
             t5: args.t5.clone(),
+            text_encoder: args.text_encoder.clone(),
+            prediction_type: args.prediction_type.map(|kind| kind.name().to_owned()),
             memory_bytes: args.memory.map(|gib| (gib * (1u64 << 30) as f64) as u64),
         };
         Ok(Self { source, options, loras, fallback })
@@ -142,15 +147,16 @@ fn source(flag: &str, model: Option<&str>) -> Result<ModelSource, Failure> {
     }
 }
 
-/// The name that a model has in the registry: its folder's, and nothing else of the path.
+/// The name that a model has in the registry: its folder's or file's, and nothing else of the path.
 fn name(source: &ModelSource) -> String {
     match source {
         ModelSource::Builtin => "builtin".to_owned(),
-        ModelSource::Dummy(model) => model.name.to_owned(),
-        ModelSource::Folder(path) => {
+        ModelSource::Dummy(Dummy::Published(model)) => model.name.to_owned(),
+        ModelSource::Dummy(Dummy::Folder(path)) | ModelSource::Folder(path) => {
             // `models/sdxl/.` and `.` are named as what they are.
             let whole = path.canonicalize().unwrap_or_else(|_| path.clone());
-            whole.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned())
+            let name = if whole.is_file() { whole.file_stem() } else { whole.file_name() };
+            name.map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned())
         }
     }
 }
@@ -216,8 +222,10 @@ struct Layout {
     allowed: &'static str,
 }
 
-const DIFFUSERS: Layout =
-    Layout { index: "model_index.json", allowed: "a model is a folder in the diffusers layout" };
+const DIFFUSERS: Layout = Layout {
+    index: "model_index.json",
+    allowed: "a model is a folder in the diffusers layout or a single file",
+};
 const BLIP: Layout =
     Layout { index: "config.json", allowed: "a captioning model is BLIP's folder as published" };
 
@@ -232,6 +240,9 @@ fn looks_like_a_hub_id(path: &Path) -> bool {
 }
 
 fn folder(flag: &str, path: &Path, Layout { index, allowed }: Layout) -> Result<(), Failure> {
+    if path.is_file() && index == DIFFUSERS.index {
+        return weights_file(flag, path, |path| SingleFile::open(path).map(drop));
+    }
     let reason = if !path.exists() && looks_like_a_hub_id(path) {
         "no such folder, and models are not downloaded from the Hugging Face hub yet".to_owned()
     } else if !path.exists() {

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::{Failure, print};
-use crate::settings::ModelsArgs;
+use super::{Failure, convert, inspect, print};
+use crate::settings::{ModelsArgs, ModelsCommand};
 
-const FORMATS: &str = "Formats: folders in the diffusers layout with safetensors weights (Stable Diffusion 1.x, 2.x, SDXL and FLUX.1;\n\
-                       a FLUX transformer or T5 may be a GGUF file, the transformer a single file with its original names).\n\
+const FORMATS: &str = "Formats: folders in the diffusers layout with safetensors weights, and single files (safetensors, or GGUF) with the\n\
+                       original names: Stable Diffusion 1.x, 2.x, SDXL and FLUX.1. `aquatint models inspect FILE` says what one is.\n\
                        Pickles (.ckpt, .pt, .bin) are refused: they can run code.";
 
 /// A model folder and what its index calls it.
@@ -18,6 +18,11 @@ struct Found {
 }
 
 pub(super) fn run(args: &ModelsArgs) -> Result<(), Failure> {
+    match &args.command {
+        Some(ModelsCommand::Inspect(args)) => return inspect::run(args),
+        Some(ModelsCommand::Convert(args)) => return convert::run(args),
+        None => {}
+    }
     let found = args.models_dir.as_deref().map(scan).transpose()?.unwrap_or_default();
     if args.json {
         let models: Vec<Value> = found

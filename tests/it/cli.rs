@@ -100,7 +100,7 @@ fn bad_input_is_one_line_and_exit_code_2() {
         (&["a", "--model", "none"], &["--model", "none", "no such folder", "diffusers layout"]),
         (&["a", "--model", "org/name"], &["--model", "org/name", "not downloaded"]),
         (&["a", "--model", "empty"], &["--model", "empty", "model_index.json"]),
-        (&["a", "--model", "pickle.ckpt"], &["--model", "pickle.ckpt", "diffusers layout"]),
+        (&["a", "--model", "pickle.ckpt"], &["--model", "pickle.ckpt", "pickle"]),
         (&["a", "--model", "broken"], &["model_index.json"]),
         (&["a", "--model", "flux"], &["flux"]),
         (&["a", "--refiner", "empty"], &["--refiner", "model_index.json"]),
@@ -251,6 +251,39 @@ fn a_component_may_be_a_gguf_file() {
     assert!(error_line(&output, "T5").contains("has none"), "{}", error_line(&output, "T5"));
     let output = run(&folder, &[], &["generate", "a", "--lora", file]);
     assert!(error_line(&output, "a LoRA").contains("GGUF"), "{}", error_line(&output, "a LoRA"));
+}
+
+#[test]
+fn files_are_told_apart_and_converted() {
+    let folder = Folder::new("inspect");
+    let fixture = |name: &str| format!("{}/models/tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"));
+    let flux = fixture("quantised_flux.gguf");
+    for (file, kind) in [
+        (flux.clone(), "FLUX transformer alone"),
+        (fixture("lora_kohya_sdxl.safetensors"), "LoRA"),
+        (fixture("vae_sd.safetensors"), "not supported"),
+    ] {
+        let output = run(&folder, &[], &["models", "inspect", &file]);
+        assert!(stdout(&output).starts_with(&format!("kind        {kind}")), "{}", stdout(&output));
+    }
+    let convert =
+        |extra: &[&str]| run(&folder, &[], &[&["models", "convert", flux.as_str()], extra].concat());
+    let output = convert(&["f16.safetensors", "--dtype", "fp16"]);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = run(&folder, &[], &["models", "inspect", "f16.safetensors", "--json"]);
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&json["kind"], &json["family"]), (&"transformer".into(), &"flux".into()));
+    assert!(json["types"]["F16"]["tensors"].as_u64() > Some(50), "{json}");
+    assert!(json["usage"].as_str().unwrap().contains("--vae FILE"), "{json}");
+    for (arguments, says) in [
+        (&["f16.safetensors", "--dtype", "fp16"][..], "exists already"),
+        (&["other.safetensors"], "--dtype"),
+        (&["folder", "--quantise", "q4_0"], "--to single"),
+    ] {
+        let line = error_line(&convert(arguments), says);
+        assert!(line.contains(says), "{line}");
+    }
+    assert!(!folder.0.join("other.safetensors").exists() && !folder.0.join("folder").exists());
 }
 
 #[test]

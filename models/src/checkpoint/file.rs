@@ -50,6 +50,14 @@ impl CheckpointFile {
         }
     }
 
+    /// The header's free text; of a GGUF file, its numbers and short texts.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        match self {
+            Self::Safetensors(file) => file.metadata(),
+            Self::Gguf(file) => file.metadata(),
+        }
+    }
+
     /// Fills `into` with the file's bytes from `at` on.
     pub(super) fn read_at(&self, into: &mut [u8], at: u64) -> std::io::Result<()> {
         match self {

@@ -15,6 +15,36 @@ pub fn is_original(name: &str) -> bool {
     name.starts_with("double_blocks.") || name.starts_with("single_blocks.")
 }
 
+/// The names of all tensors of a transformer with so many blocks, and those of the guidance's embedder, which schnell
+/// does not have.
+pub(crate) fn original_names(double_blocks: usize, single_blocks: usize) -> Vec<String> {
+    const OUTER: [&str; 10] = [
+        "img_in",
+        "txt_in",
+        "time_in.in_layer",
+        "time_in.out_layer",
+        "vector_in.in_layer",
+        "vector_in.out_layer",
+        "guidance_in.in_layer",
+        "guidance_in.out_layer",
+        "final_layer.linear",
+        "final_layer.adaLN_modulation.1",
+    ];
+    let (mut layers, mut names) = (OUTER.map(str::to_owned).to_vec(), Vec::new());
+    for block in (0..double_blocks).flat_map(|i| ["img", "txt"].map(|s| format!("double_blocks.{i}.{s}"))) {
+        layers.extend(
+            ["mod.lin", "attn.qkv", "attn.proj", "mlp.0", "mlp.2"].map(|name| format!("{block}_{name}")),
+        );
+        names.extend(["query", "key"].map(|norm| format!("{block}_attn.norm.{norm}_norm.scale")));
+    }
+    for block in (0..single_blocks).map(|i| format!("single_blocks.{i}")) {
+        layers.extend(["linear1", "linear2", "modulation.lin"].map(|name| format!("{block}.{name}")));
+        names.extend(["query", "key"].map(|norm| format!("{block}.norm.{norm}_norm.scale")));
+    }
+    names.extend(layers.iter().flat_map(|layer| [format!("{layer}.weight"), format!("{layer}.bias")]));
+    names
+}
+
 /// The diffusers tensors that a tensor of an original checkpoint consists of.
 ///
 /// Unknown names stay as they are; in a whole checkpoint, whose transformer has a prefix, the tensors without that
@@ -43,7 +73,7 @@ pub fn pieces(name: &str, shape_of: &dyn Fn(&str) -> Option<Vec<usize>>) -> Resu
         ["final_layer", "adaLN_modulation", "1", param] => {
             let half = parts(rows(), 2)?;
             let rows = vec![half..2 * half, 0..half];
-            Ok(vec![Piece { name: format!("norm_out.linear.{param}"), rows }])
+            Ok(vec![Piece { rows, ..Piece::whole(format!("norm_out.linear.{param}")) }])
         }
         ["double_blocks", block, stream, rest @ ..] => {
             double(&format!("transformer_blocks.{block}"), stream, rest, rows())

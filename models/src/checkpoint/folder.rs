@@ -1,4 +1,5 @@
-//! A model in the diffusers folder layout: `model_index.json` and a folder for each component.
+//! A model in the diffusers folder layout: `model_index.json` and a folder for each component; or a single file, which
+//! answers as such a folder would.
 
 use std::path::{Path, PathBuf};
 
@@ -7,15 +8,21 @@ use serde::de::DeserializeOwned;
 
 use super::published::Published;
 use super::safetensors_file::SafetensorsFile;
+use super::single_file::SingleFile;
+use super::tokenizers::Tokenizer;
 use super::view::Views;
 use super::{Weights, builtin};
 use crate::{Error, Result};
 
-/// A folder on disk, or the one that is built into the program.
+/// A folder on disk, or what stands in for one.
 #[derive(Clone, Debug)]
 pub enum ModelFolder {
     /// A folder on disk.
     Disk(PathBuf),
+    /// A single file, with configs that follow from its tensors.
+    Single(SingleFile),
+    /// A folder on disk of which configs and tokenizers are read; weights are random.
+    Untrained(PathBuf),
     /// Files in the program itself, by their path; weights that are not among them are synthetic.
     Embedded(Files),
     /// A published model's shapes, with random weights.
@@ -37,11 +44,17 @@ const WEIGHTS: [&str; 4] = [
 const WIDEN_BELOW_BYTES: u64 = 1 << 30;
 
 impl ModelFolder {
-    /// A folder on disk that holds a `model_index.json`.
+    /// A folder on disk that holds a `model_index.json`, or a single file.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
+        if path.is_file() {
+            return Ok(Self::Single(SingleFile::open(path)?));
+        }
         if !path.is_dir() {
-            return Err(Error::file(path, "no such folder: a model is a folder in the diffusers layout"));
+            return Err(Error::file(
+                path,
+                "no such file or folder: a model is a folder in the diffusers layout or a single file",
+            ));
         }
         let folder = Self::Disk(path.to_owned());
         if !folder.contains("model_index.json") {
@@ -53,10 +66,18 @@ impl ModelFolder {
         Ok(folder)
     }
 
+    /// A folder on disk that holds a `model_index.json`; weights in it are not read but made up.
+    pub fn untrained(path: impl AsRef<Path>) -> Result<Self> {
+        match Self::open(path)? {
+            Self::Disk(path) => Ok(Self::Untrained(path)),
+            other => Err(Error::file(other.path(""), "is no folder of configs")),
+        }
+    }
+
     /// The files that are in the program.
     fn embedded(&self) -> Files {
         match self {
-            Self::Disk(_) => &[],
+            Self::Disk(_) | Self::Single(_) | Self::Untrained(_) => &[],
             Self::Embedded(files) => files,
             Self::Published(model) => model.files,
         }
@@ -65,7 +86,8 @@ impl ModelFolder {
     /// How errors and listings name it.
     pub fn name(&self) -> String {
         match self {
-            Self::Disk(path) => path.display().to_string(),
+            Self::Disk(path) | Self::Untrained(path) => path.display().to_string(),
+            Self::Single(file) => file.path().display().to_string(),
             Self::Embedded(_) => "builtin".to_owned(),
             Self::Published(model) => model.name.to_owned(),
         }
@@ -74,7 +96,8 @@ impl ModelFolder {
     /// The path of a file in it, for errors and for reading.
     pub fn path(&self, file: &str) -> PathBuf {
         match self {
-            Self::Disk(path) => path.join(file),
+            Self::Disk(path) | Self::Untrained(path) => path.join(file),
+            Self::Single(single) => single.path().join(file),
             Self::Embedded(_) => PathBuf::from(format!("{}{file}", builtin::PREFIX)),
             Self::Published(model) => PathBuf::from(format!("{}:{file}", model.name)),
         }
@@ -84,6 +107,10 @@ impl ModelFolder {
     pub fn contains(&self, file: &str) -> bool {
         match self {
             Self::Disk(path) => path.join(file).is_file(),
+            Self::Untrained(path) => {
+                path.join(file).is_file() || shared_tokenizer(path, file).is_some_and(|(t, name)| t.has(name))
+            }
+            Self::Single(single) => single.contains(file),
             Self::Embedded(_) | Self::Published(_) => self.embedded().iter().any(|(name, _)| *name == file),
         }
     }
@@ -91,7 +118,12 @@ impl ModelFolder {
     /// A whole file.
     pub fn read(&self, file: &str) -> Result<Vec<u8>> {
         match self {
-            Self::Disk(path) => std::fs::read(path.join(file)).map_err(|e| Error::file(path.join(file), e)),
+            Self::Disk(path) => read(&path.join(file)),
+            Self::Untrained(path) => match shared_tokenizer(path, file).and_then(|(t, name)| t.file(name)) {
+                Some(bytes) => Ok(bytes.into_owned()),
+                None => read(&path.join(file)),
+            },
+            Self::Single(single) => Ok(single.read(file)?.into_owned()),
             Self::Embedded(_) | Self::Published(_) => {
                 match self.embedded().iter().find(|(name, _)| *name == file) {
                     Some((_, bytes)) => Ok(bytes.to_vec()),
@@ -109,26 +141,36 @@ impl ModelFolder {
     /// The weights of a component. `dtype`: what matrices are held in; `None` chooses by size, and leaves quantised
     /// ones and eight-bit floats as they are.
     pub fn weights(&self, component: &str, dtype: Option<DType>, device: &Device) -> Result<Weights> {
-        if let Self::Published(_) = self {
+        let views = match self {
             // As they are published.
-            return Ok(Weights::random(component, dtype.unwrap_or(DType::BF16), device));
-        }
-        if let Self::Embedded(files) = self {
-            return embedded(files, component, dtype, device);
-        }
-        let paths = self.weight_files(component)?;
-        let views = Views::open(&paths)?;
-        let widen = bytes(&paths) < WIDEN_BELOW_BYTES && !views.any_encoded();
+            Self::Published(_) | Self::Untrained(_) => {
+                return Ok(Weights::random(component, dtype.unwrap_or(DType::BF16), device));
+            }
+            Self::Embedded(files) => return embedded(files, component, dtype, device),
+            Self::Disk(_) | Self::Single(_) => self.views(component)?,
+        };
+        let widen = views.bytes() < WIDEN_BELOW_BYTES && !views.any_encoded();
         Ok(Weights::from_views(component, views, dtype.or(widen.then_some(DType::F32)), device))
+    }
+
+    /// The tensors of a component on disk, under diffusers' names.
+    ///
+    /// # Errors
+    /// Where it has none, or its files cannot be read.
+    pub fn views(&self, component: &str) -> Result<Views> {
+        match self {
+            Self::Single(file) => file.views(component),
+            _ => Views::open(component, &self.weight_files(component)?),
+        }
     }
 
     /// Bytes of a component's weights in the types that [`Self::weights`] holds them in.
     pub fn held_bytes(&self, component: &str, dtype: Option<DType>) -> Result<u64> {
         let views = match self {
-            Self::Embedded(_) | Self::Published(_) => return Ok(self.weight_bytes(component)),
-            Self::Disk(_) => Views::open(&self.weight_files(component)?)?,
+            Self::Disk(_) | Self::Single(_) => self.views(component)?,
+            _ => return Ok(self.weight_bytes(component)),
         };
-        let widened = dtype.or((self.weight_bytes(component) < WIDEN_BELOW_BYTES).then_some(DType::F32));
+        let widened = dtype.or((views.bytes() < WIDEN_BELOW_BYTES).then_some(DType::F32));
         let bytes = |name: &String| {
             let elements: usize = views.shape(name).unwrap_or_default().iter().product();
             let (len, size) = match (widened, views.stored_type(name)) {
@@ -173,7 +215,8 @@ impl ModelFolder {
     pub fn weight_bytes(&self, component: &str) -> u64 {
         match self {
             Self::Disk(_) => self.weight_files(component).map_or(0, |paths| bytes(&paths)),
-            Self::Published(_) => 0,
+            Self::Single(file) => file.weight_bytes(component),
+            Self::Published(_) | Self::Untrained(_) => 0,
             Self::Embedded(files) => {
                 embedded_file(files, component).map_or(0, |(_, bytes)| bytes.len() as u64)
             }
@@ -218,6 +261,25 @@ impl ModelFolder {
             format!("holds no weights: one of {} or a GGUF file is needed", WEIGHTS.join(", ")),
         ))
     }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|e| Error::file(path, e))
+}
+
+/// The tokenizer of a file that a folder of configs does not have itself, and the file's name.
+fn shared_tokenizer<'a>(folder: &Path, file: &'a str) -> Option<(Tokenizer, &'a str)> {
+    let (component, name) = file.split_once('/')?;
+    if folder.join(component).is_dir() {
+        return None;
+    }
+    let tokenizer = match component {
+        "tokenizer" => Tokenizer::Clip,
+        "tokenizer_2" if folder.join("transformer").is_dir() => Tokenizer::T5,
+        "tokenizer_2" => Tokenizer::OpenClip,
+        _ => return None,
+    };
+    Some((tokenizer, name))
 }
 
 /// Weights in the program: one file a component, or synthetic ones where there is none.

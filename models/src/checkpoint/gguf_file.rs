@@ -236,6 +236,11 @@ fn stored_type(ggml: u32) -> Read<StoredType> {
     })
 }
 
+/// What ggml numbers a type with; `None` where it has none.
+pub(crate) fn ggml_type(stored: StoredType) -> Option<u32> {
+    (0..=30).find(|&number| stored_type(number).is_ok_and(|other| other == stored))
+}
+
 type Header = (BTreeMap<String, Entry>, BTreeMap<String, String>);
 
 /// Reads and checks a header. The error is a reason.

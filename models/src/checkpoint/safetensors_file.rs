@@ -11,14 +11,14 @@ use std::path::{Path, PathBuf};
 use aquatint_kernels::Format;
 use candle_core::{DType, Device, Tensor};
 use safetensors::Dtype;
-use safetensors::tensor::Metadata;
 
 use super::bytes::Bytes;
+use super::safetensors_header::Header;
 use super::stored::{Entry, Stored, StoredType};
 use crate::{Error, Result};
 
-/// Headers of published checkpoints are under 1 MiB; a larger one is an attack or a mistake.
-const MAX_HEADER_BYTES: u64 = 16 << 20;
+/// Headers of published checkpoints are under 1 MiB, those of LoRAs that tell all of their training a few.
+const MAX_HEADER_BYTES: u64 = 8 << 20;
 
 /// An open safetensors file.
 #[derive(Debug)]
@@ -67,13 +67,13 @@ impl SafetensorsFile {
         }
         let mut header = vec![0u8; header_bytes as usize];
         bytes.read_at(&mut header, 8).map_err(|e| bad(e.to_string()))?;
-        let header: Metadata =
-            serde_json::from_slice(&header).map_err(|e| bad(format!("its header is not valid: {e}")))?;
+        let header = Header::parse(&header).map_err(|e| bad(format!("its header is not valid: {e}")))?;
+        let end = (header_bytes + 8).saturating_add(header.data_len() as u64);
         let mut entries = BTreeMap::new();
-        for (name, info) in header.tensors() {
+        for (name, info) in header.tensors {
             let stored_type = stored_type(info.dtype).ok_or_else(|| {
                 bad(format!(
-                    "tensor {name} is {:?}: F64, F32, F16, BF16, F8_E4M3, F8_E5M2, I64 or U8 are read",
+                    "tensor {name} is {:?}: F64, F32, F16, BF16, F8_E4M3, F8_E5M2, I64, I32, I16, U32 and U8 are read",
                     info.dtype
                 ))
             })?;
@@ -82,14 +82,12 @@ impl SafetensorsFile {
             if end > length {
                 return Err(bad(format!("truncated: tensor {name} ends at byte {end} of {length}")));
             }
-            entries.insert(name, Entry { stored_type, shape: info.shape.clone(), start, end });
+            entries.insert(name, Entry { stored_type, shape: info.shape, start, end });
         }
-        let end = (header_bytes + 8).saturating_add(header.data_len() as u64);
         if end < length {
             return Err(bad(format!("{} bytes stand after the last tensor", length - end)));
         }
-        let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
-        Ok(Self { path, bytes, entries, metadata })
+        Ok(Self { path, bytes, entries, metadata: header.metadata })
     }
 
     /// The same file with its tensors under other names: `name` gives each one's, or `None` to leave it out.
@@ -151,6 +149,9 @@ fn stored_type(dtype: Dtype) -> Option<StoredType> {
         Dtype::F16 => StoredType::Plain(DType::F16),
         Dtype::BF16 => StoredType::Plain(DType::BF16),
         Dtype::I64 => StoredType::Plain(DType::I64),
+        Dtype::I32 => StoredType::Plain(DType::I32),
+        Dtype::I16 => StoredType::Plain(DType::I16),
+        Dtype::U32 => StoredType::Plain(DType::U32),
         Dtype::U8 => StoredType::Plain(DType::U8),
         Dtype::F8_E4M3 => StoredType::Encoded(Format::F8E4M3),
         Dtype::F8_E5M2 => StoredType::Encoded(Format::F8E5M2),

@@ -1,5 +1,6 @@
 //! A tensor as it lies in a file: its type, its shape, and its rows as bytes.
 
+use std::fmt;
 use std::ops::Range;
 
 use aquatint_kernels::{EncodedWeight, Format};
@@ -18,9 +19,24 @@ pub enum StoredType {
     Encoded(Format),
 }
 
+impl fmt::Display for StoredType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Plain(dtype) => write!(f, "{dtype:?}"),
+            Self::Encoded(Format::F8E4M3) => f.write_str("F8_E4M3"),
+            Self::Encoded(Format::F8E5M2) => f.write_str("F8_E5M2"),
+            // Q4K is ggml's Q4_K.
+            Self::Encoded(format) => match format!("{format:?}").strip_suffix('K') {
+                Some(bits) => write!(f, "{bits}_K"),
+                None => write!(f, "{format:?}"),
+            },
+        }
+    }
+}
+
 impl StoredType {
     /// Elements of a block, and its bytes; rows are whole blocks.
-    pub(super) fn block(self) -> (usize, usize) {
+    pub(crate) fn block(self) -> (usize, usize) {
         match self {
             Self::Plain(dtype) => (1, dtype.size_in_bytes()),
             Self::Encoded(format) => (format.block_len(), format.block_bytes()),
@@ -109,6 +125,38 @@ impl Stored {
                 if as_f16 { tensor.to_dtype(DType::F16)? } else { tensor }
             }
         })
+    }
+
+    /// Some rows of it; `None` where it has no such rows. Blocks of a one-dimensional tensor cannot be divided.
+    pub(super) fn rows(&self, rows: Range<usize>) -> Option<Self> {
+        let (count, rest) = self.shape.split_first()?;
+        let whole_blocks = !rest.is_empty() || self.stored_type.block().0 == 1;
+        let row = self.data.len().checked_div(*count).filter(|_| whole_blocks && !rows.is_empty())?;
+        let data = self.data.get(rows.start.checked_mul(row)?..rows.end.checked_mul(row)?)?.to_vec();
+        let row_scales = match &self.row_scales {
+            Some(scales) => Some(scales.get(rows.clone())?.to_vec()),
+            None => None,
+        };
+        let shape = std::iter::once(rows.len()).chain(rest.iter().copied()).collect();
+        Some(Self { stored_type: self.stored_type, shape, data, row_scales })
+    }
+
+    /// The transpose of a matrix. The error is a reason: blocks lie along rows and cannot be turned, nor can scales of
+    /// rows.
+    pub(crate) fn transposed(self) -> std::result::Result<Self, String> {
+        let (block_len, size) = self.stored_type.block();
+        let &[rows, columns] = self.shape.as_slice() else {
+            return Err(format!("the shape {:?} is no matrix's", self.shape));
+        };
+        if block_len > 1 || self.row_scales.is_some() {
+            return Err("a quantised matrix cannot be transposed".into());
+        }
+        let mut data = Vec::with_capacity(self.data.len());
+        for column in 0..columns {
+            let elements = self.data.chunks_exact(size).skip(column).step_by(columns.max(1));
+            elements.for_each(|element| data.extend_from_slice(element));
+        }
+        Ok(Self { shape: vec![columns, rows], data, ..self })
     }
 
     /// As a matrix `(rows, columns)` that keeps its format; the tensor itself where that is one of candle's types.

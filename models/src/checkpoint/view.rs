@@ -1,19 +1,22 @@
 //! Tensors of one or several files under other names than theirs: whole ones, some of their rows, or rows in another
 //! order.
 //!
-//! A view takes rows (of the first dimension) alone, because those lie together in every kind of file, quantised ones
-//! too: reading one is a few positioned reads and no arithmetic.
+//! A view takes rows (of the first dimension), because those lie together in every kind of file, quantised ones too:
+//! reading one is a few positioned reads and no arithmetic. It may also give them another shape, or be the transpose
+//! of a whole matrix, which is turned as it is read.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::{DType, Device};
 
 use super::file::CheckpointFile;
+use super::original::Component;
 use super::row_reader::RowReader;
+use super::row_scales;
 use super::stored::{Stored, StoredType};
-use super::{flux_keys, row_scales, t5_gguf_names};
 use crate::{Error, Result};
 
 /// A tensor under its new name: these rows of a stored tensor, one stretch after the other.
@@ -23,17 +26,44 @@ pub struct Piece {
     pub name: String,
     /// The stretches of rows that it consists of; none where it is the whole tensor.
     pub rows: Vec<Range<usize>>,
+    /// What becomes of these rows.
+    pub form: Form,
+}
+
+/// What becomes of rows that are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Form {
+    /// Nothing.
+    #[default]
+    AsStored,
+    /// The filters of a 1x1 convolution become the matrix that they are.
+    Matrix,
+    /// A matrix becomes its transpose; whole ones only.
+    Transposed,
 }
 
 impl Piece {
     /// A whole tensor.
     pub fn whole(name: impl Into<String>) -> Self {
-        Self { name: name.into(), rows: Vec::new() }
+        Self { name: name.into(), rows: Vec::new(), form: Form::AsStored }
     }
 
     /// Rows of a tensor that stand together.
     pub fn rows(name: impl Into<String>, rows: Range<usize>) -> Self {
-        Self { name: name.into(), rows: vec![rows] }
+        Self { name: name.into(), rows: vec![rows], form: Form::AsStored }
+    }
+}
+
+impl Form {
+    /// The shape that a tensor of this one has then. The error is a reason.
+    fn shape(self, shape: Vec<usize>) -> std::result::Result<Vec<usize>, String> {
+        match (self, shape.as_slice()) {
+            (Self::AsStored, _) => Ok(shape),
+            (Self::Matrix, [rows, columns, 1, 1] | [rows, columns]) => Ok(vec![*rows, *columns]),
+            (Self::Matrix, [_]) => Ok(shape),
+            (Self::Transposed, [rows, columns]) => Ok(vec![*columns, *rows]),
+            (Self::Matrix | Self::Transposed, shape) => Err(format!("the shape {shape:?} is no matrix's")),
+        }
     }
 }
 
@@ -43,6 +73,7 @@ struct View {
     /// The tensor's name in the file.
     tensor: String,
     rows: Vec<Range<usize>>,
+    form: Form,
     shape: Vec<usize>,
     /// The name of a tensor of scales, in whichever file.
     scales: Option<String>,
@@ -51,7 +82,7 @@ struct View {
 /// All tensors of a component's files.
 #[derive(Debug)]
 pub struct Views {
-    files: Vec<CheckpointFile>,
+    files: Vec<Arc<CheckpointFile>>,
     views: BTreeMap<String, View>,
 }
 
@@ -60,39 +91,27 @@ impl Views {
     ///
     /// # Errors
     /// A name that stands in two files.
-    pub fn as_stored(files: Vec<CheckpointFile>) -> Result<Self> {
+    pub fn as_stored(files: Vec<impl Into<Arc<CheckpointFile>>>) -> Result<Self> {
         Self::renamed(files, |name, _| Ok(vec![Piece::whole(name)]))
     }
 
-    /// Tensors under the names of diffusers or transformers, of files that have those, or the original ones of FLUX
-    /// ([`flux_keys`]), or llama.cpp's of T5 ([`t5_gguf_names`]).
-    ///
-    /// # Errors
-    /// A name that stands in two files or is made of two tensors; a fused tensor whose rows cannot be divided.
-    pub fn new(files: Vec<CheckpointFile>) -> Result<Self> {
-        let has = |test: fn(&str) -> bool| files.iter().any(|f| f.entries().keys().any(|key| test(key)));
-        if has(flux_keys::is_original) {
-            return Self::renamed(files, flux_keys::pieces);
+    /// Opens the files of a component, of any kind, and sees their tensors under the names of diffusers or
+    /// transformers, as [`Views::of_component`] does; under their own where `component` is no folder of a pipeline.
+    pub fn open(component: &str, paths: &[impl AsRef<Path>]) -> Result<Self> {
+        let files = paths.iter().map(CheckpointFile::open).collect::<Result<Vec<_>>>()?;
+        match Component::of_folder(component) {
+            Some(component) => Self::of_component(component, files),
+            None => Self::as_stored(files),
         }
-        if has(t5_gguf_names::is_llama_cpp) {
-            return Self::renamed(files, |name, _| {
-                Ok(t5_gguf_names::transformers_name(name).map(Piece::whole).into_iter().collect())
-            });
-        }
-        Self::as_stored(files)
-    }
-
-    /// Opens files of any kind and sees them as [`Views::new`] does.
-    pub fn open(paths: &[impl AsRef<Path>]) -> Result<Self> {
-        Self::new(paths.iter().map(CheckpointFile::open).collect::<Result<_>>()?)
     }
 
     /// Tensors under the names that `pieces` gives for a stored name. Its second argument tells the shape of any
     /// stored tensor; its error is a reason. Tensors that hold scales of others get no names.
     pub fn renamed(
-        files: Vec<CheckpointFile>,
+        files: Vec<impl Into<Arc<CheckpointFile>>>,
         pieces: impl Fn(&str, &dyn Fn(&str) -> Option<Vec<usize>>) -> std::result::Result<Vec<Piece>, String>,
     ) -> Result<Self> {
+        let files: Vec<Arc<CheckpointFile>> = files.into_iter().map(Into::into).collect();
         let shape_of = |name: &str| files.iter().find_map(|f| Some(f.entries().get(name)?.shape.clone()));
         let mut views = BTreeMap::new();
         for (i, file) in files.iter().enumerate() {
@@ -104,7 +123,7 @@ impl Views {
                 let scales =
                     row_scales::of(tensor, &shape_of).map_err(|e| bad(format!("tensor {tensor}: {e}")))?;
                 let pieces = pieces(tensor, &shape_of).map_err(|e| bad(format!("tensor {tensor}: {e}")))?;
-                for Piece { name, rows } in pieces {
+                for Piece { name, rows, form } in pieces {
                     let mut shape = entry.shape.clone();
                     if !rows.is_empty() {
                         let count = shape.first().copied().unwrap_or(0);
@@ -113,7 +132,9 @@ impl Views {
                         }
                         shape[0] = rows.iter().map(ExactSizeIterator::len).sum();
                     }
-                    let view = View { file: i, tensor: tensor.clone(), rows, shape, scales: scales.clone() };
+                    let shape = form.shape(shape).map_err(|e| bad(format!("tensor {tensor}: {e}")))?;
+                    let scales = scales.clone();
+                    let view = View { file: i, tensor: tensor.clone(), rows, form, shape, scales };
                     if let Some(other) = views.insert(name.clone(), view) {
                         let place = if other.file == i { "in this file" } else { "in an earlier file" };
                         return Err(bad(if name == *tensor && name == other.tensor {
@@ -129,8 +150,13 @@ impl Views {
     }
 
     /// All names, sorted.
-    pub fn names(&self) -> impl Iterator<Item = &String> {
+    pub fn names(&self) -> impl Iterator<Item = &String> + Clone {
         self.views.keys()
+    }
+
+    /// Whether there is any tensor whose name begins so.
+    pub fn any_below(&self, prefix: &str) -> bool {
+        self.views.range(prefix.to_owned()..).next().is_some_and(|(name, _)| name.starts_with(prefix))
     }
 
     /// The shape of a tensor; `None` where there is none of this name.
@@ -146,19 +172,28 @@ impl Views {
 
     /// Whether any tensor is in a format that needs decoding.
     pub fn any_encoded(&self) -> bool {
-        let entries = self.files.iter().flat_map(|file| file.entries().values());
-        entries.into_iter().any(|entry| matches!(entry.stored_type, StoredType::Encoded(_)))
+        self.names().any(|name| matches!(self.stored_type(name), Some(StoredType::Encoded(_))))
+    }
+
+    /// Bytes of all tensors as they are stored.
+    pub fn bytes(&self) -> u64 {
+        let bytes = |name: &String| {
+            let (len, size) = self.stored_type(name).map_or((1, 0), StoredType::block);
+            let elements: usize = self.shape(name).unwrap_or_default().iter().product();
+            (elements / len * size) as u64
+        };
+        self.names().map(bytes).sum()
     }
 
     /// The first file's path.
     pub fn path(&self) -> Option<&Path> {
-        self.files.first().map(CheckpointFile::path)
+        self.files.first().map(|file| file.path())
     }
 
     /// The path of the file that a tensor lies in; empty where there is none of this name.
     pub fn path_of(&self, name: &str) -> &Path {
         let file = self.views.get(name).and_then(|view| self.files.get(view.file));
-        file.map_or(Path::new(""), CheckpointFile::path)
+        file.map_or(Path::new(""), |file| file.path())
     }
 
     /// Reads a tensor as it is stored.
@@ -167,13 +202,14 @@ impl Views {
         self.stretches(view, &view.rows)
     }
 
-    /// A tensor of f32, f16 or bf16 without scales, to be read row by row as `dims`, which must have as many rows;
-    /// `None` for others.
+    /// A tensor of f32, f16 or bf16 without scales whose rows lie as they are wanted, to be read row by row as `dims`,
+    /// which must have as many rows; `None` for others.
     pub(super) fn rows(&self, name: &str, dims: Vec<usize>) -> Option<RowReader<'_>> {
         let view = self.views.get(name)?;
-        let file = self.files.get(view.file)?;
+        let file: &CheckpointFile = self.files.get(view.file)?;
         let entry = file.entries().get(&view.tensor)?;
-        let dtype = RowReader::reads(entry.stored_type).filter(|_| view.scales.is_none())?;
+        let in_order = view.scales.is_none() && view.form != Form::Transposed;
+        let dtype = RowReader::reads(entry.stored_type).filter(|_| in_order)?;
         Some(RowReader { file, entry, stretches: &view.rows, dims, dtype })
     }
 
@@ -183,6 +219,11 @@ impl Views {
     /// No such tensor, or no such rows.
     pub fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Stored> {
         let Some(view) = self.views.get(name) else { return Err(self.missing(name)) };
+        if view.form == Form::Transposed {
+            let reason = || format!("tensor {name} has shape {:?}, and no rows {rows:?}", view.shape);
+            let stored = self.stretches(view, &[])?;
+            return stored.rows(rows.clone()).ok_or_else(|| Error::file(self.path_of(name), reason()));
+        }
         if view.rows.is_empty() {
             return self.stretches(view, &[rows]);
         }
@@ -219,7 +260,16 @@ impl Views {
             let rows = if rows.is_empty() { std::slice::from_ref(&all) } else { rows };
             stored.row_scales = Some(self.scales(name, rows)?);
         }
-        Ok(stored)
+        match view.form {
+            Form::AsStored => Ok(stored),
+            Form::Matrix => {
+                let shape = view.form.shape(stored.shape).map_err(|e| Error::file(file.path(), e))?;
+                Ok(Stored { shape, ..stored })
+            }
+            Form::Transposed => stored
+                .transposed()
+                .map_err(|e| Error::file(file.path(), format!("tensor {}: {e}", view.tensor))),
+        }
     }
 
     /// A scale for each of these rows, of a tensor that has one for each row or one for all.

@@ -104,17 +104,17 @@ impl Weights {
         dtype: Option<DType>,
         device: &Device,
     ) -> Result<Self> {
-        let files = files.into_iter().map(CheckpointFile::Safetensors).collect();
+        let files: Vec<_> = files.into_iter().map(CheckpointFile::Safetensors).collect();
         Ok(Self::new(name, Source::Files(Views::as_stored(files)?), dtype, device))
     }
 
     /// Opens the files of a component, of any kind that [`CheckpointFile`] reads, and gives their tensors diffusers'
-    /// names, whichever of the names that [`Views::new`] knows they have.
+    /// names, whichever of the names that [`Views::of_component`] knows they have. `name` is the component's folder.
     ///
     /// `dtype`: what matrices and filters are held in. `None` keeps the stored type, and the format of matrices that
     /// are quantised or of eight-bit floats; a type decodes them.
     pub fn open(name: &str, paths: &[PathBuf], dtype: Option<DType>, device: &Device) -> Result<Self> {
-        Ok(Self::from_views(name, Views::open(paths)?, dtype, device))
+        Ok(Self::from_views(name, Views::open(name, paths)?, dtype, device))
     }
 
     /// The tensors of files under the names that they are seen by. `dtype` as in [`Weights::from_files`].

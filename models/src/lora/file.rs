@@ -101,6 +101,35 @@ impl LoraFile {
         self.format
     }
 
+    /// Layers that it changes.
+    pub fn layers(&self) -> usize {
+        self.modules.len()
+    }
+
+    /// Keys of no known kind, sorted.
+    pub fn unknown(&self) -> &[String] {
+        &self.unknown
+    }
+
+    /// The components that it changes, by their folders; the denoiser has none, as either family's can be meant.
+    pub fn components(&self) -> BTreeSet<&'static str> {
+        let component = |module: &Module| match module.place {
+            Place::Denoiser | Place::In(Target::Unet | Target::Transformer) => "denoiser",
+            Place::In(Target::TextEncoder) | Place::SomeTextEncoder => "text_encoder",
+            Place::In(Target::TextEncoder2) => "text_encoder_2",
+        };
+        self.modules.iter().map(component).collect()
+    }
+
+    /// The ranks of its differences.
+    ///
+    /// # Errors
+    /// A factor that is no matrix.
+    pub fn ranks(&self) -> Result<BTreeSet<usize>> {
+        let ranks = self.modules.iter().map(|module| module.factors.rank(&self.file));
+        Ok(ranks.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    }
+
     /// The token embeddings that were trained along with the weights: cloneofsimo's files hold them.
     pub fn textual_inversions(&self) -> Result<Vec<TextualInversion>> {
         self.tokens.iter().map(|token| TextualInversion::of_token(&self.file, token)).collect()

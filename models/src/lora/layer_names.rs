@@ -6,8 +6,8 @@ use std::ops::Range;
 use super::Target;
 use super::flux_names::flux_names;
 use super::key::LayerName;
-use super::ldm_names::ldm_names;
 use super::matching::LayerShapes;
+use crate::checkpoint::ldm_unet::LdmUnet;
 
 /// A layer, and which rows of a difference are its own, in the order of its outputs: all of them, or some where the
 /// difference is of a fused matrix.
@@ -49,8 +49,10 @@ impl<'a> LayerNames<'a> {
         };
         match target {
             Target::Unet => {
-                let names = ldm_names(shapes.keys()).into_iter();
-                by_name.extend(names.map(|(layer, ldm)| (ldm.replace('.', "_"), whole(layer))));
+                let names = LdmUnet::of_diffusers(shapes.keys().map(String::as_str));
+                let ldm_name =
+                    |layer: &String| Some((names.ldm_name(layer)?.replace('.', "_"), whole(layer)));
+                by_name.extend(shapes.keys().filter_map(ldm_name));
             }
             Target::Transformer => {
                 let names = flux_names(shapes).into_iter();

@@ -21,7 +21,6 @@ mod file;
 mod flux_names;
 mod key;
 mod layer_names;
-mod ldm_names;
 mod magnitude;
 mod matching;
 mod merge;

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::load_flux::is_flux;
 use super::{Family, ModelInfo, Pipeline, Preset, Refiner};
-use crate::checkpoint::published::Published;
+use crate::checkpoint::published::Dummy;
 use crate::checkpoint::{ModelFolder, Weights, builtin};
 use crate::denoiser::{Denoiser, UNet2DCondition, UnetConfig};
 use crate::sampler::SamplerSettings;
@@ -24,10 +24,10 @@ use crate::{Error, Result};
 pub enum ModelSource {
     /// The tiny model in the program itself.
     Builtin,
-    /// A folder in the diffusers layout.
+    /// A folder in the diffusers layout, or a single file.
     Folder(PathBuf),
-    /// A published model's shapes with random weights, to measure with.
-    Dummy(&'static Published),
+    /// Shapes with random weights, to measure with.
+    Dummy(Dummy),
 }
 
 /// What weights are held in. Arithmetic on the CPU is f32 whatever this says.
@@ -78,11 +78,16 @@ pub struct LoadOptions {
     pub unet: Option<PathBuf>,
     /// A safetensors or GGUF file whose T5 replaces the folder's.
     pub t5: Option<PathBuf>,
+    /// A file whose CLIP text encoder replaces the model's first.
+    pub text_encoder: Option<PathBuf>,
+    /// What Stable Diffusion's UNet predicts (`epsilon`, `v_prediction` or `sample`), where its config or a guess is
+    /// wrong.
+    pub prediction_type: Option<String>,
     /// Bytes that FLUX may take; `None` is what is free.
     pub memory_bytes: Option<u64>,
     /// A safetensors file, or a folder with a config beside it, whose VAE replaces the folder's.
     pub vae: Option<PathBuf>,
-    /// A folder with SDXL's refiner, which does the last part of every schedule.
+    /// A folder or single file with SDXL's refiner, which does the last part of every schedule.
     pub refiner: Option<PathBuf>,
     /// The part of the schedule that the base model does before the refiner, 0.8 where it is not said.
     pub refiner_starts_at: Option<f64>,
@@ -127,15 +132,17 @@ impl Pipeline {
         let dtype = options.precision.dtype();
         let unet = unet(&folder, options.unet.as_deref(), dtype, &device)?;
         let family = family(&folder, &index, unet.config())?;
-        let encoder = |component: &str, tokenizer: &str| {
+        let encoder = |component: &str, tokenizer: &str, file: Option<&Path>| {
             folder
                 .contains(&format!("{component}/config.json"))
-                .then(|| TextEncoder::load(&folder, component, tokenizer, dtype, &device))
+                .then(|| TextEncoder::load(&folder, component, tokenizer, file, dtype, &device))
                 .transpose()
         };
-        let mut text_encoder =
-            if family == Family::SdxlRefiner { None } else { encoder("text_encoder", "tokenizer")? };
-        let mut text_encoder_2 = encoder("text_encoder_2", "tokenizer_2")?;
+        let mut text_encoder = match family {
+            Family::SdxlRefiner => None,
+            _ => encoder("text_encoder", "tokenizer", options.text_encoder.as_deref())?,
+        };
+        let mut text_encoder_2 = encoder("text_encoder_2", "tokenizer_2", None)?;
         let missing = |name: &str| Error::file(folder.path(name), "this model needs it");
         match family {
             Family::Sd15 | Family::Sd21 if text_encoder.is_none() => return Err(missing("text_encoder")),
@@ -153,6 +160,10 @@ impl Pipeline {
             Some(path) => replaced_vae(path, &folder, dtype, &device)?,
         };
         let scheduler = scheduler(&folder, family)?;
+        let scheduler = SchedulerConfig {
+            prediction_type: options.prediction_type.clone().or(scheduler.prediction_type),
+            ..scheduler
+        };
         let refiner = options
             .refiner
             .as_ref()
@@ -214,7 +225,8 @@ impl ModelSource {
         match self {
             Self::Builtin => Ok(builtin::folder()),
             Self::Folder(path) => ModelFolder::open(path),
-            Self::Dummy(model) => Ok(ModelFolder::Published(model)),
+            Self::Dummy(Dummy::Published(model)) => Ok(ModelFolder::Published(model)),
+            Self::Dummy(Dummy::Folder(path)) => ModelFolder::untrained(path),
         }
     }
 }
@@ -271,9 +283,9 @@ fn info(
 /// Whether the weights were never trained.
 pub(super) fn has_random_weights(folder: &ModelFolder) -> bool {
     match folder {
-        ModelFolder::Disk(_) => false,
+        ModelFolder::Disk(_) | ModelFolder::Single(_) => false,
         ModelFolder::Embedded(_) => !builtin::TRAINED,
-        ModelFolder::Published(_) => true,
+        ModelFolder::Published(_) | ModelFolder::Untrained(_) => true,
     }
 }
 
@@ -281,7 +293,8 @@ pub(super) fn has_random_weights(folder: &ModelFolder) -> bool {
 fn preset(folder: &ModelFolder, scheduler: &SchedulerConfig) -> Option<Preset> {
     let lcm = scheduler.class_name.as_deref() == Some("LCMScheduler");
     let named = match folder {
-        ModelFolder::Disk(path) => Preset::of_model(&last_names(path)),
+        ModelFolder::Disk(path) | ModelFolder::Untrained(path) => Preset::of_model(&last_names(path)),
+        ModelFolder::Single(file) => Preset::of_model(&last_names(file.path())),
         ModelFolder::Published(model) => Preset::of_model(model.name),
         ModelFolder::Embedded(_) => None,
     };
@@ -419,7 +432,7 @@ fn refiner(
         )));
     }
     Ok(Refiner {
-        text_encoder_2: TextEncoder::load(&folder, "text_encoder_2", "tokenizer_2", dtype, device)?,
+        text_encoder_2: TextEncoder::load(&folder, "text_encoder_2", "tokenizer_2", None, dtype, device)?,
         unet: Denoiser::Unet(Box::new(unet)),
         scheduler: scheduler(&folder, Family::SdxlRefiner)?,
         starts_at,

@@ -68,7 +68,7 @@ impl Pipeline {
         let transformer = parts.transformer(plan.modulation, plan.blocks, plan.eight_bits)?;
         Ok(Self {
             info: ModelInfo { device: super::load::device_name(&device), memory: Some(plan), ..info },
-            text_encoder: Some(TextEncoder::load(folder, "text_encoder", "tokenizer", dtype, &device)?),
+            text_encoder: Some(parts.text_encoder()?),
             text_encoder_2: None,
             t5: Some(parts.t5(plan.t5, plan.eight_bits)?),
             denoiser: Denoiser::Flux(Box::new(transformer)),
@@ -166,6 +166,11 @@ impl Parts<'_> {
         FluxOptions { activations, residual_scale, ..FluxOptions::default() }
     }
 
+    fn text_encoder(&self) -> Result<TextEncoder> {
+        let file = self.options.text_encoder.as_deref();
+        TextEncoder::load(self.folder, "text_encoder", "tokenizer", file, self.dtype, self.device)
+    }
+
     fn t5(&self, place: Place, eight_bits: bool) -> Result<T5Encoder> {
         let streamed = place == Place::Streamed;
         let options = T5Options { dtype: self.dtype, file: self.options.t5.as_deref(), streamed, eight_bits };
@@ -177,7 +182,12 @@ impl Parts<'_> {
         let transformer = self.transformer(Place::Streamed, Place::Streamed, false)?;
         let t5 = self.t5(Place::Streamed, false)?;
         let (report, (t5_bytes, t5_transient)) = (transformer.weight_report(), t5.weight_bytes());
-        let rest = ["text_encoder", "vae"].map(|part| self.folder.held_bytes(part, self.dtype));
+        let rest = [("text_encoder", &self.options.text_encoder), ("vae", &self.options.vae)];
+        let rest = rest.map(|(part, file)| match file {
+            None => self.folder.held_bytes(part, self.dtype),
+            // Widened to 32 bits at most.
+            Some(path) => Ok(2 * path.metadata().map_or(0, |file| file.len())),
+        });
         let free = self.options.memory_bytes.or_else(|| free_bytes(self.device));
         Ok(MemoryNeeds {
             sizes: WeightSizes {

@@ -1,5 +1,7 @@
 //! Prompts to prompt_embeds: chunks, emphasis, skipped layers, and SDXL's two encoders side by side.
 
+use std::path::Path;
+
 use candle_core::{DType, Device, IndexOp, Tensor};
 
 use super::clip::{self, ClipTextModel};
@@ -54,8 +56,8 @@ pub struct TextEncoder {
 }
 
 impl TextEncoder {
-    /// Loads the folders `component` (`text_encoder` or `text_encoder_2`) and `tokenizer` of a model. `dtype`: what
-    /// matrices are held in; `None` chooses by size.
+    /// Loads the folders `component` (`text_encoder` or `text_encoder_2`) and `tokenizer` of a model. `file`: where the
+    /// weights are in place of the folder. `dtype`: what matrices are held in; `None` chooses by size.
     ///
     /// # Errors
     /// Where a file is missing, malformed, or does not fit the others.
@@ -63,14 +65,18 @@ impl TextEncoder {
         folder: &ModelFolder,
         component: &str,
         tokenizer: &str,
+        file: Option<&Path>,
         dtype: Option<DType>,
         device: &Device,
     ) -> Result<Self> {
-        let file = format!("{component}/config.json");
-        let config: clip::Config = folder.json(&file)?;
-        let weights = folder.weights(component, dtype, device)?;
+        let config_file = format!("{component}/config.json");
+        let config: clip::Config = folder.json(&config_file)?;
+        let weights = match file {
+            None => folder.weights(component, dtype, device)?,
+            Some(path) => Weights::open(component, &[path.to_owned()], dtype, device)?,
+        };
         let model = ClipTextModel::new(config, &weights).map_err(|e| match e {
-            Error::Invalid(text) => Error::file(folder.path(&file), text),
+            Error::Invalid(text) => Error::file(folder.path(&config_file), text),
             other => other,
         })?;
         let tokenizer = Tokenizer::load(folder, tokenizer)?;

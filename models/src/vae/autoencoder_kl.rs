@@ -8,9 +8,8 @@ use std::sync::Arc;
 
 use candle_core::{D, DType, Device, Tensor};
 
+use super::AutoencoderKlConfig;
 use super::blocks::{Decoder, Encoder};
-use super::{AutoencoderKlConfig, key_map};
-use crate::checkpoint::safetensors_file::SafetensorsFile;
 use crate::checkpoint::{ModelFolder, Weights};
 use crate::layers::{Conv2d, Padding};
 use crate::{Error, Result};
@@ -70,7 +69,8 @@ impl AutoencoderKl {
         Self::new(config, &folder.weights(component, dtype, device)?)
     }
 
-    /// From one safetensors file in diffusers' or the original names, as fine-tuned VAEs are published.
+    /// From one file in diffusers' or the original names, as fine-tuned VAEs are published; of a whole checkpoint, its
+    /// VAE.
     ///
     /// `config` is that of the VAE it replaces; an `AutoencoderKL` config.json beside the file goes before it.
     pub fn load_file(
@@ -82,9 +82,7 @@ impl AutoencoderKl {
         let path = path.as_ref();
         let config = config_beside(path)?.unwrap_or(config);
         config.check()?;
-        let blocks = config.block_out_channels.len();
-        let file = SafetensorsFile::open(path)?.renamed(|key| key_map::diffusers_key(key, blocks))?;
-        let weights = Weights::from_files("vae", vec![file], dtype, device)?;
+        let weights = Weights::open("vae", &[path.to_owned()], dtype, device)?;
         let vae = Self::new(config, &weights)?;
         match weights.unused().first() {
             // A deeper VAE than the config's has all that the config needs, and would decode to noise.

@@ -4,12 +4,10 @@
 //! - [`tiling`]: the same in overlapping tiles, for pictures that do not fit in memory at once.
 //! - [`taesd`]: tiny autoencoders, good enough for previews.
 //! - [`picture`]: pictures and masks as tensors, and back; resized as Pillow does.
-//! - [`key_map`]: the names of the original latent diffusion checkpoints.
 
 pub mod autoencoder_kl;
 mod blocks;
 pub mod config;
-pub mod key_map;
 pub mod picture;
 pub mod taesd;
 pub mod tiling;

@@ -54,7 +54,7 @@ fn text_encoder(
     change(&mut config);
     let mut files = tokenizer_files(fixture, "tokenizer", tokenizer);
     files.push((leak(&format!("{component}/config.json")), leak(&config.to_string()).as_bytes()));
-    TextEncoder::load(&folder(files), component, "tokenizer", None, &Device::Cpu).unwrap()
+    TextEncoder::load(&folder(files), component, "tokenizer", None, None, &Device::Cpu).unwrap()
 }
 
 fn sdxl(fixture: &Fixture) -> [TextEncoder; 2] {

@@ -7,6 +7,7 @@
 mod caption;
 mod clip;
 mod common;
+mod convert;
 #[cfg(feature = "demo")]
 mod demo;
 mod flow_match;
@@ -19,6 +20,7 @@ mod pipeline;
 mod pipeline_flux;
 mod quantised;
 mod sampler;
+mod single_file;
 mod t5;
 mod unet;
 mod vae;

@@ -1,6 +1,6 @@
 //! Whole pictures of FLUX against diffusers' (`tests/reference/pipeline_flux.py`), by the rule of `pipeline.rs`.
 
-use aquatint_models::checkpoint::published::PUBLISHED;
+use aquatint_models::checkpoint::published::{Dummy, Published};
 use aquatint_models::checkpoint::{ModelFolder, Weights};
 use aquatint_models::denoiser::flux::{BlockWeights, FluxOptions, ModulationWeights};
 use aquatint_models::denoiser::{FluxConfig, FluxTransformer};
@@ -109,7 +109,7 @@ fn published_shapes_have_the_published_sizes() {
     let d = 3072;
     let modulation = (19 * 12 + 38 * 3 + 2) * d * d + (256 + 256 + 768) * d + 3 * d * d;
     assert_eq!(report.modulation.total, 2 * modulation);
-    let flux = PUBLISHED.iter().find(|model| model.name == "flux-dev").unwrap();
+    let flux = Published::named("flux-dev").unwrap();
     let options = T5Options { streamed: true, dtype: Some(DType::BF16), ..T5Options::default() };
     let folder = ModelFolder::Published(flux);
     let t5 = T5Encoder::load(&folder, "text_encoder_2", "tokenizer_2", &options, &Device::Cpu).unwrap();
@@ -117,16 +117,22 @@ fn published_shapes_have_the_published_sizes() {
 
     for (model, family, steps, guidance_scale) in [
         ("sd15", Family::Sd15, 50, 7.5),
+        ("sd15-inpainting", Family::Sd15, 50, 7.5),
+        ("sd21", Family::Sd21, 50, 7.5),
         ("sdxl", Family::Sdxl, 50, 5.0),
+        ("sdxl-inpainting", Family::Sdxl, 50, 5.0),
+        ("sdxl-refiner", Family::SdxlRefiner, 50, 5.0),
+        ("flux-fill", Family::Flux, 50, 30.0),
         ("flux-dev", Family::Flux, 28, 3.5),
         ("flux-schnell", Family::Flux, 4, 0.0),
     ] {
-        let published = PUBLISHED.iter().find(|p| p.name == model).unwrap();
+        let published = Dummy::Published(Published::named(model).unwrap());
         let (info, _) = Pipeline::describe(&ModelSource::Dummy(published)).unwrap();
         assert_eq!(
             (info.family, info.num_inference_steps, info.guidance_scale),
             (family, steps, guidance_scale)
         );
         assert!(info.random_weights);
+        assert_eq!(info.needs_mask, model.ends_with("inpainting") || model == "flux-fill", "{model}");
     }
 }

@@ -9,7 +9,7 @@ use aquatint_models::checkpoint::file::CheckpointFile;
 use aquatint_models::checkpoint::flux_shape::{FluxShape, shape_facts};
 use aquatint_models::checkpoint::safetensors_file::SafetensorsFile;
 use aquatint_models::checkpoint::view::Views;
-use aquatint_models::checkpoint::{ModelFolder, Weights, builtin, synthetic, t5_gguf_names};
+use aquatint_models::checkpoint::{Component, ModelFolder, Weights, builtin, synthetic, t5_gguf_names};
 use candle_core::{DType, Device, Tensor};
 use safetensors::serialize;
 use safetensors::tensor::{Dtype, TensorView};
@@ -66,7 +66,7 @@ fn f32_file(tensors: Vec<(String, Vec<usize>, Vec<f32>)>) -> SafetensorsFile {
 }
 
 fn seen(file: SafetensorsFile) -> Weights {
-    let views = Views::new(vec![CheckpointFile::Safetensors(file)]).unwrap();
+    let views = Views::of_component(Component::Transformer, vec![CheckpointFile::Safetensors(file)]).unwrap();
     Weights::from_views("transformer", views, None, CPU)
 }
 

@@ -183,7 +183,9 @@ fn a_file_that_does_not_fit_is_refused_with_the_tensor_and_both_shapes() {
         up_block_types: Vec::new(),
         ..config(&fixture)
     });
-    assert!(fewer.contains("downsamplers.0.conv.bias has no place"), "{fewer}");
+    assert!(fewer.contains("[32, 32, 3, 3], this config needs [16, 32, 3, 3]"), "{fewer}");
+    let less = load(AutoencoderKlConfig { use_quant_conv: false, ..config(&fixture) });
+    assert!(less.contains("quant_conv.bias has no place"), "{less}");
     let groups = load(AutoencoderKlConfig { norm_num_groups: 7, ..config(&fixture) });
     assert!(groups.contains("16 channels do not divide into 7 groups"), "{groups}");
 }
