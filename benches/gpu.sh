@@ -73,10 +73,10 @@ part_sanitizer() {
 # The built-in model's pictures on the GPU in each type beside those of the CPU.
 part_pictures() {
     local type
-    on_gpu "$bundle/aquatint" generate 'a red apple' --seed 1 --device cpu --output "$results/cpu.png"
+    on_gpu "$bundle/aquatint" generate 'a red apple' --seed 1 --device cpu --out "$results/cpu.png"
     for type in fp32 fp16 bf16; do
         on_gpu "$bundle/aquatint" generate 'a red apple' --seed 1 --device cuda --dtype $type \
-            --output "$results/$type.png"
+            --out "$results/$type.png"
         on_gpu "$python" - "$results/cpu.png" "$results/$type.png" <<'PY'
 import sys
 import numpy as np

@@ -70,7 +70,7 @@ fn device() -> Result<&'static Device> {
         let opened = match asked.as_str() {
             "cpu" => Device::Cpu,
             #[cfg(feature = "cuda")]
-            "cuda" => aquatint_kernels::open_gpu().context("no usable GPU")?,
+            "cuda" => aquatint_kernels::open_gpu().map_err(|e| anyhow::anyhow!("no usable GPU: {e}"))?,
             other => bail!("AQUATINT_DEVICE={other}: this program has no such device"),
         };
         return Ok(DEVICE.get_or_init(|| opened));

@@ -23,14 +23,14 @@ mod compiled {
 ///
 /// # Errors
 /// Says what is missing: the driver, one of CUDA's libraries, or a GPU.
-pub fn open() -> Result<Device> {
-    if let Err(missing) = aquatint_cuda_loader::open() {
-        bail!("{missing}");
-    }
+pub fn open() -> std::result::Result<Device, String> {
+    aquatint_cuda_loader::open()?;
+    // The lines behind the first are a backtrace.
+    let said = |e: candle_core::Error| e.to_string().lines().next().unwrap_or_default().to_owned();
     // A stream of its own, unlike the default one, can be captured as a graph.
-    let device = Device::new_cuda_with_stream(0)?;
+    let device = Device::new_cuda_with_stream(0).map_err(said)?;
     // SAFETY: there is one stream, on which everything happens in order. There are no tensors yet.
-    unsafe { device.as_cuda_device()?.disable_event_tracking() };
+    unsafe { device.as_cuda_device().map_err(said)?.disable_event_tracking() };
     Ok(device)
 }
 

@@ -329,7 +329,11 @@ fn device(choice: DeviceChoice) -> Result<Device> {
         DeviceChoice::Cpu => Ok(Device::Cpu),
         DeviceChoice::Cuda => cuda(),
         DeviceChoice::Auto => Ok(cuda().unwrap_or_else(|reason| {
-            tracing::info!("computing on the CPU: {reason}");
+            if cfg!(feature = "cuda") {
+                tracing::warn!("computing on the CPU: {reason}");
+            } else {
+                tracing::info!("computing on the CPU: {reason}");
+            }
             Device::Cpu
         })),
     }
