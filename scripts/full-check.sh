@@ -2,7 +2,7 @@
 # Everything that does not fit a quick run: more of schemathesis's requests, the page in a browser, the fixtures recorded
 # again, the reliability tests at full length (which write tests/SCOREBOARD.md), the fuzz targets, the scheduler's
 # gain, the timings against PyTorch, and the memory of a full-width SDXL step. Needs Node 20, Chromium, Python 3.11 or
-# newer, gcc, Rust's nightly toolchain, 2 GB for the reference environment, 12 GB of disk and 8 GB of memory.
+# newer, gcc, Rust's nightly toolchain, 2 GB for the reference environment, 20 GB of disk and 16 GB of memory.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -35,6 +35,11 @@ echo '== fuzz targets'
 scripts/fuzz.sh | python3 scripts/scoreboard.py 13
 echo '== side by side with PyTorch'
 benches/peers/side-by-side.sh
+echo '== loading, beside dd and diffusers, and the cold start'
+for model in sd15 sdxl; do
+    benches/peers/load.sh "$model"
+    scripts/cold-start.sh "$model"
+done
 echo '== memory of a full-width SDXL step'
 scripts/memory-check.sh
 echo '== memory of FLUX, planned and measured'
