@@ -3,7 +3,7 @@
 //! candle links CUDA's libraries, and the system does not start a program whose libraries are missing. Here every
 //! function of them that cudarc names is defined, as a jump to an address in a table; so the program needs none of the
 //! libraries to start. The table at first leads to functions that return the library's own error for a missing device;
-//! [`open`] opens the libraries and puts their functions in place.
+//! `open` opens the libraries and puts their functions in place.
 //!
 //! The names in `names/` are those that cudarc declares in its `sys` modules, `fn cu...` and `fn nvrtc...`. One that is
 //! missing there is an undefined symbol when the program is linked.
