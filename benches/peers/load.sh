@@ -16,7 +16,7 @@ export HF_HUB_OFFLINE=1
 cargo build --release --quiet --example load
 rows=$(mktemp)
 trap 'rm -f "$rows"' EXIT
-mapfile -t files < <(find "$folder" -name '*.safetensors')
+mapfile -t files < <(find -L "$folder" -name '*.safetensors')
 cat "${files[@]}" >/dev/null
 for _ in $(seq "${ROUNDS:-5}"); do
     begun=$EPOCHREALTIME
