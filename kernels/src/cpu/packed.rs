@@ -61,10 +61,10 @@ fn pack<T: Copy + Default + Send, L: Send>(
         rows[count * steps..].fill(T::default());
         read(first, &mut rows[..count * steps])?;
         for (rows, to) in rows.chunks_exact(PANEL * steps).zip(to.chunks_exact_mut(steps)) {
-            let rows: [&[T]; PANEL] = std::array::from_fn(|lane| &rows[lane * steps..][..steps]);
             for (part, to) in to.chunks_exact_mut(depth).enumerate() {
                 for (channel, to) in to.iter_mut().enumerate() {
-                    to.write(line(rows.map(|row| row[channel * parts + part])));
+                    let at = channel * parts + part;
+                    to.write(line(std::array::from_fn(|lane| rows[lane * steps + at])));
                 }
             }
         }
