@@ -35,28 +35,6 @@ inline __half __float2half_rn(float x) { return {(_Float16)x}; }
 struct __nv_bfloat16 {
     uint16_t bits;
 };
-inline float __bfloat162float(__nv_bfloat16 x)
-{
-    const uint32_t bits = (uint32_t)x.bits << 16;
-    float y;
-    memcpy(&y, &bits, 4);
-    return y;
-}
-inline __nv_bfloat16 __float2bfloat16_rn(float x)
-{
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    if (x != x) return {0x7fff};
-    return {(uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
-}
-
-inline float __fmul_rn(float x, float y) { return x * y; }
-inline float __fadd_rn(float x, float y) { return x + y; }
-inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
-using std::fmaxf;
-using std::fminf;
-inline int min(int x, int y) { return x < y ? x : y; }
-inline int max(int x, int y) { return x > y ? x : y; }
 inline uint32_t __float_as_uint(float x)
 {
     uint32_t bits;
@@ -69,6 +47,21 @@ inline float __uint_as_float(uint32_t bits)
     memcpy(&x, &bits, 4);
     return x;
 }
+inline float __bfloat162float(__nv_bfloat16 x) { return __uint_as_float((uint32_t)x.bits << 16); }
+inline __nv_bfloat16 __float2bfloat16_rn(float x)
+{
+    const uint32_t bits = __float_as_uint(x);
+    if (x != x) return {0x7fff};
+    return {(uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+
+inline float __fmul_rn(float x, float y) { return x * y; }
+inline float __fadd_rn(float x, float y) { return x + y; }
+inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+using std::fmaxf;
+using std::fminf;
+inline int min(int x, int y) { return x < y ? x : y; }
+inline int max(int x, int y) { return x > y ? x : y; }
 
 namespace emulator {
 
