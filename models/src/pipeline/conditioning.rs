@@ -38,7 +38,7 @@ impl Pipeline {
         size: (usize, usize),
     ) -> Result<Context> {
         let encoders: Vec<&TextEncoder> = self.text_encoder.iter().chain(&self.text_encoder_2).collect();
-        let Encoded { hidden, pooled } = self.encode(0, &encoders, request, guided)?;
+        let Encoded { hidden, pooled } = self.encoding().encode(0, &encoders, request, guided)?;
         let added = match self.info.family {
             Family::Sd15 | Family::Sd21 | Family::Flux => None,
             Family::Sdxl => {
@@ -64,25 +64,19 @@ impl Pipeline {
         let Denoiser::Unet(unet) = &refiner.unet else {
             return Err(Error::invalid("a refiner is a UNet"));
         };
-        let Encoded { hidden, pooled } = self.encode(1, &[&refiner.text_encoder_2], request, guided)?;
+        let Encoded { hidden, pooled } =
+            self.encoding().encode(1, &[&refiner.text_encoder_2], request, guided)?;
         let added = added(pooled, aesthetic_ids(&request.micro_conditioning, size, guided))?;
         let conditioning = Conditioning { prompt_embeds: hidden, added: Some(added), guidance: None };
         Ok(Context::Unet(unet.context(&conditioning)?))
     }
 
-    fn encode(
-        &self,
-        set: usize,
-        encoders: &[&TextEncoder],
-        request: &GenerationRequest,
-        guided: bool,
-    ) -> Result<Encoded> {
-        let encoding = PromptEncoding {
+    fn encoding(&self) -> PromptEncoding<'_> {
+        PromptEncoding {
             cache: &self.prompts,
             family: self.info.family,
             force_zeros_for_empty_prompt: self.force_zeros_for_empty_prompt,
-        };
-        encoding.encode(set, encoders, request, guided)
+        }
     }
 }
 
