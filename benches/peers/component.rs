@@ -10,6 +10,8 @@
 //!
 //! With `AQUATINT_DEVICE=cuda` both compute on the first GPU, with weights and activations in f16.
 
+mod peak;
+
 use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Instant;
@@ -24,6 +26,7 @@ use aquatint_models::denoiser::{
 use aquatint_models::text::t5::{Precision, T5Config, T5Model};
 use aquatint_models::vae::AutoencoderKl;
 use candle_core::{DType, Device, Tensor};
+use peak::peak_resident_bytes;
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -155,13 +158,4 @@ fn t5(
     let model = T5Model::new(config, weights, precision)?;
     let ids = vec![(0..tokens as u32).map(|i| i * 600 % rows).collect::<Vec<_>>(); batch];
     Ok(Box::new(move || Ok(model.forward(&ids)?)))
-}
-
-/// `VmHWM` of Linux.
-fn peak_resident_bytes() -> Result<u64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line =
-        status.lines().find_map(|l| l.strip_prefix("VmHWM:")).context("no VmHWM in /proc/self/status")?;
-    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
-    Ok(kib * 1024)
 }

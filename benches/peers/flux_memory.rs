@@ -4,15 +4,12 @@
 // It has nobody to report to but its terminal.
 #![allow(clippy::unwrap_used)]
 
+mod peak;
+
 use std::path::PathBuf;
 
 use aquatint_models::pipeline::{GenerationRequest, LoadOptions, ModelSource, Pipeline};
-
-fn peak_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap() << 10
-}
+use peak::peak_resident_bytes;
 
 fn main() {
     let mut args = std::env::args().skip(1);
@@ -25,7 +22,7 @@ fn main() {
     (request.width, request.height, request.num_inference_steps) = (Some(width), Some(height), Some(1));
     let estimated = pipeline.memory_for(&request).unwrap();
     pipeline.generate(&request).unwrap();
-    let (measured, plan) = (peak_bytes(), pipeline.info().memory.unwrap());
+    let (measured, plan) = (peak_resident_bytes().unwrap(), pipeline.info().memory.unwrap());
     println!(
         "{}",
         serde_json::json!({"plan": plan.savings(), "estimated": estimated, "measured": measured,

@@ -5,13 +5,16 @@
 //! Prints JSON: seconds, bytes of tensors read, their sum as unsigned bytes (for comparing with the files'), bytes of the
 //! weights in the types they are held in, and the process's peak resident bytes. `load.py` does the same with diffusers.
 
+mod peak;
+
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use aquatint_models::checkpoint::{ModelFolder, bytes_read};
 use aquatint_models::pipeline::{DeviceChoice, LoadOptions, ModelSource, Pipeline, Precision};
 use candle_core::DType;
+use peak::peak_resident_bytes;
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -44,10 +47,4 @@ fn main() -> Result<()> {
     });
     println!("{report}");
     Ok(())
-}
-
-fn peak_resident_bytes() -> Result<u64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    Ok(line.trim().trim_end_matches(" kB").trim().parse::<u64>()? * 1024)
 }
