@@ -73,6 +73,10 @@ pub struct ModelArgs {
     /// What the weights are held in
     #[arg(long, value_name = "TYPE", env = "SD_PRECISION", default_value = "auto")]
     pub dtype: Precision,
+    /// Copy weights into memory instead of using files where they are mapped: slower to load, but safe on a volume that
+    /// may fail, or whose files are overwritten in place
+    #[arg(long)]
+    pub no_mmap: bool,
     /// Where to compute
     #[arg(long, value_name = "DEVICE", env = "SD_DEVICE", default_value = "auto")]
     pub device: DeviceChoice,

@@ -35,7 +35,7 @@ pub mod quantise;
 pub mod rgb8;
 pub mod rms_norm;
 pub mod rope;
-mod row_source;
+mod stored_rows;
 #[cfg(test)]
 mod testing;
 pub mod timestep_embedding;
@@ -62,7 +62,7 @@ pub use quantise::{EightBits, quantise_rows};
 pub use rgb8::rgb8;
 pub use rms_norm::rms_norm;
 pub use rope::{Rotation, rms_norm_rope};
-pub use row_source::RowSource;
+pub use stored_rows::{RowBytes, StoredRows};
 pub use timestep_embedding::timestep_embedding;
 pub use upsample::upsample_nearest;
 pub use weighted_sum::weighted_sum;

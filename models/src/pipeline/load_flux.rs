@@ -184,7 +184,7 @@ impl Parts<'_> {
         let (report, (t5_bytes, t5_transient)) = (transformer.weight_report(), t5.weight_bytes());
         let rest = [("text_encoder", &self.options.text_encoder), ("vae", &self.options.vae)];
         let rest = rest.map(|(part, file)| match file {
-            None => self.folder.held_bytes(part, self.dtype),
+            None => self.folder.held_bytes(part, self.dtype, self.device.is_cpu()),
             // Widened to 32 bits at most.
             Some(path) => Ok(2 * path.metadata().map_or(0, |file| file.len())),
         });
