@@ -5,7 +5,7 @@
 //! tensors of the CPU. So what an arm computes, from the choice of a kernel to its arithmetic, is tested on any machine,
 //! and by the same tests on a GPU where there is one.
 
-use candle_core::{DType, Result, Shape, Tensor, bail};
+use candle_core::{DType, Device, Result, Shape, Tensor, bail};
 
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -41,6 +41,16 @@ pub(crate) fn multiplies(x: &Tensor) -> bool {
     }
     // The emulator has all of it.
     let _ = needed;
+    true
+}
+
+/// Whether a device computes in bf16: all but GPUs before sm_80, such as the T4.
+pub fn computes_in_bf16(device: &Device) -> bool {
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        return compute_capability(device).is_ok_and(|present| present >= (8, 0));
+    }
+    let _of_the_cpu = device;
     true
 }
 

@@ -67,6 +67,18 @@ pub struct Weights {
     prefix: String,
     /// Whether linear layers are made without their weights.
     streams: bool,
+    divisors: Divisors,
+}
+
+/// What the weights and the biases of layers are divided by as they are made; powers of two.
+#[derive(Clone, Copy, Debug)]
+struct Divisors {
+    weight: f64,
+    bias: f64,
+}
+
+impl Divisors {
+    const NONE: Self = Self { weight: 1.0, bias: 1.0 };
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -93,7 +105,12 @@ impl Weights {
             streamed: Mutex::default(),
             used: Mutex::default(),
         };
-        Self { component: Arc::new(component), prefix: String::new(), streams: false }
+        Self {
+            component: Arc::new(component),
+            prefix: String::new(),
+            streams: false,
+            divisors: Divisors::NONE,
+        }
     }
 
     /// The tensors of one or several files under the names they have there. `dtype`: what matrices and filters are
@@ -141,6 +158,12 @@ impl Weights {
     /// before [`Self::load`].
     pub fn streamed(&self) -> Self {
         Self { streams: true, ..self.clone() }
+    }
+
+    /// The same weights; linear and convolutional layers made from them have these divided by two powers of two. Layers
+    /// that are replaced later are not.
+    pub fn divided(&self, weight: f64, bias: f64) -> Self {
+        Self { divisors: Divisors { weight, bias }, ..self.clone() }
     }
 
     /// Whether linear layers are made without their weights.
@@ -232,6 +255,11 @@ impl Weights {
         Ok(self.read(&self.path(name), shape)?.to_dtype(DType::F32)?)
     }
 
+    fn bias(&self, channels: usize) -> Result<Tensor> {
+        let bias = self.tensor("bias", &[channels])?;
+        Ok(if self.divisors.bias == 1.0 { bias } else { (bias / self.divisors.bias)? })
+    }
+
     /// Some rows of a tensor of this shape, in f32: what is needed of a table or a matrix that need not be in memory.
     ///
     /// # Errors
@@ -266,6 +294,10 @@ impl Weights {
     /// A filter or table in the type weights are held in.
     fn held(&self, key: &str, shape: &[usize]) -> Result<Tensor> {
         let stored = self.read(key, shape)?;
+        let stored = match self.divisors.weight {
+            1.0 => stored,
+            by => (stored.to_dtype(DType::F32)? / by)?.to_dtype(stored.dtype())?,
+        };
         match self.component.dtype {
             Some(dtype) => Ok(stored.to_dtype(dtype)?),
             // The CPU's kernels widen 16-bit weights as they read them; F64 is nothing they know.
@@ -278,6 +310,7 @@ impl Weights {
     fn held_matrix(&self, key: &str, shape: &[usize], dims: (usize, usize)) -> Result<Matrix> {
         if let (None, Source::Files(views)) = (self.component.dtype, &self.component.source)
             && let Some(StoredType::Encoded(_)) = views.stored_type(key)
+            && self.divisors.weight == 1.0
         {
             self.check(key, shape)?;
             return named(key, views.read(key)?.into_matrix(dims, self.device()));
@@ -292,7 +325,8 @@ impl Weights {
     /// A weight that the CPU can pack as it is read, and the type to hold it in.
     fn row_reader(&self, key: &str, dims: &[usize]) -> Option<(RowReader<'_>, DType)> {
         let Source::Files(views) = &self.component.source else { return None };
-        let rows = views.rows(key, dims.to_vec()).filter(|_| self.device().is_cpu())?;
+        let as_stored = self.device().is_cpu() && self.divisors.weight == 1.0;
+        let rows = views.rows(key, dims.to_vec()).filter(|_| as_stored)?;
         let dtype = self.component.dtype.unwrap_or(rows.dtype);
         let widens = dtype == DType::F32;
         (dtype == rows.dtype || widens).then_some((rows, dtype))
@@ -339,7 +373,7 @@ impl Weights {
             Some(s) if s.len() == 4 && s[2..] == [1, 1] => vec![out_features, in_features, 1, 1],
             _ => vec![out_features, in_features],
         };
-        let bias = if bias { Some(here.tensor("bias", &[out_features])?) } else { None };
+        let bias = if bias { Some(here.bias(out_features)?) } else { None };
         let linear = Arc::new(if self.streams {
             here.check(&here.path("weight"), &shape)?;
             lock(&self.component.streamed).insert(here.prefix.clone(), false);
@@ -374,7 +408,7 @@ impl Weights {
         let shape = vec![out_channels, in_channels, kernel, kernel];
         let key = here.path("weight");
         here.check(&key, &shape)?;
-        let bias = here.tensor("bias", &[out_channels])?;
+        let bias = here.bias(out_channels)?;
         let conv = match here.row_reader(&key, &shape) {
             Some((rows, dtype)) => {
                 here.of_file(&key, Conv2d::from_rows(&rows, dtype, Some(&bias), stride, padding))?

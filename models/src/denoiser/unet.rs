@@ -11,6 +11,7 @@ use super::config::UnetConfig;
 use super::transformer::{KeyValue, Transformer2D};
 use crate::checkpoint::Weights;
 use crate::layers::{Activation, Conv2d, GroupNorm, Linear, Padding};
+use crate::range::Range;
 use crate::resnet::ResnetBlock;
 use crate::{Error, Result};
 
@@ -411,7 +412,8 @@ fn layer(
 ) -> Result<Layer> {
     let groups = config.norm_num_groups;
     let time = Some(config.time_channels());
-    let resnet = ResnetBlock::new(&weights.pp("resnets").pp(j), from, out, time, groups, config.norm_eps)?;
+    let w = weights.pp("resnets").pp(j);
+    let resnet = ResnetBlock::new(&w, from, out, time, (groups, config.norm_eps), Range::FULL)?;
     let attention = attention.map(|(block, layers)| {
         let w = weights.pp("attentions").pp(j);
         Transformer2D::new(&w, out, config.context_channels(block), config.heads(block), layers, groups)

@@ -5,6 +5,7 @@ use candle_core::{D, Tensor};
 use super::Pipeline;
 use crate::denoiser::Context;
 use crate::noise::TorchGenerator;
+use crate::range::is_finite;
 use crate::sampler::Sampler;
 use crate::{Error, Result};
 
@@ -75,7 +76,8 @@ impl Pipeline {
     /// Runs the denoiser once and moves the latents one step on.
     ///
     /// # Errors
-    /// [`Error::NotFinite`] if the latents would be no numbers any more, which would decode to a black picture.
+    /// [`Error::NotFinite`] if the latents would be no numbers any more, which would decode to a black picture. On a
+    /// GPU this is noticed at the last step.
     pub fn step(&self, denoising: &mut Denoising) -> Result<()> {
         self.step_together(&mut [denoising])
     }
@@ -170,11 +172,13 @@ impl Denoising {
         if let Some(Inpaint::Blend { mask, image_latents, noise }) = inpaint {
             next = stage.put_back(&next, mask, image_latents, noise)?;
         }
-        if !next.abs()?.sum_all()?.to_scalar::<f32>()?.is_finite() {
-            return Err(Error::NotFinite { step: self.done + 1 });
+        let step = self.done + 1;
+        // What is not finite stays so, and to ask a GPU would be to wait for it: there once, at the end.
+        if (next.device().is_cpu() || step >= self.steps()) && !is_finite(&next)? {
+            return Err(Error::NotFinite(format!("the latents after step {step} are")));
         }
         (self.latents, self.denoised) = (next, Some(denoised));
-        self.done += 1;
+        self.done = step;
         Ok(())
     }
 }

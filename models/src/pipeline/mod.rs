@@ -230,6 +230,11 @@ impl Pipeline {
         self.prompts.counts()
     }
 
+    /// Runs of the VAE that were repeated in f32, because 16 bits could not hold what they computed.
+    pub fn repeated(&self) -> u64 {
+        self.vae.repeated()
+    }
+
     /// Forgets what can be computed again.
     pub fn free_memory(&self) {
         self.prompts.clear();

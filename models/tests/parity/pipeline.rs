@@ -268,6 +268,28 @@ fn tiles_are_used_when_asked_for() {
     assert_ne!(tiled, whole, "tiles see less of the picture, so some pixel must differ");
 }
 
+/// One weight that is no number makes everything after it that.
+#[test]
+fn what_is_no_number_is_an_error_and_no_black_picture() {
+    let fixture = Fixture::open("pipeline_sd15");
+    let request = Model::load("sd15").request("txt2img");
+    for (component, file, said) in [
+        ("text_encoder", "model", "the latents after step 1 are not finite"),
+        ("unet", "diffusion_pytorch_model", "the latents after step 1 are not finite"),
+        ("vae", "diffusion_pytorch_model", "the decoded picture is not finite"),
+    ] {
+        let folder = write_folder(&fixture, &format!("sd15_no_number_{component}"));
+        let path = folder.join(component).join(format!("{file}.safetensors"));
+        let mut bytes = std::fs::read(&path).unwrap();
+        let last = bytes.len() - 4;
+        bytes[last..].copy_from_slice(&f32::NAN.to_le_bytes());
+        std::fs::write(&path, bytes).unwrap();
+        let pipeline = Pipeline::load(&ModelSource::Folder(folder), &LoadOptions::default()).unwrap();
+        let error = pipeline.generate(&request).unwrap_err().to_string();
+        assert!(error.contains(said), "{component}: {error}");
+    }
+}
+
 /// Each change must move the picture beyond the tolerance, or the fixtures would not show an error in that input.
 #[test]
 fn the_fixtures_notice_every_input() {
