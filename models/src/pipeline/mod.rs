@@ -24,6 +24,7 @@ use candle_core::{Device, IndexOp};
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
+pub use crate::denoiser::{DeepCache, StepCache};
 pub use denoising::Denoising;
 pub use latent_resize::Interpolation;
 pub use load::{DeviceChoice, LoadOptions, ModelSource, Precision};
