@@ -44,7 +44,7 @@ on_gpu() {
     echo "asks for a GPU: $*"
 }
 # What our programs and PyTorch say where there is none, and a program that was built without CUDA.
-NO_GPU='no usable gpu|without cuda|has no such device|no nvidia driver|not compiled with cuda|no gpu|cuda is not available|libcuda'
+NO_GPU='no cuda gpus|no usable gpu|without cuda|has no such device|no nvidia driver|not compiled with cuda|no gpu|cuda is not available|libcuda'
 
 # PyTorch's wheels bring CUDA's libraries, in folders that the system does not look into.
 find_libraries() {
@@ -104,6 +104,7 @@ case "${1:-all}" in
     dry-run)
         dry=1
         unpack
+        [ -e "$bin/commit" ] || stand_in
         find_libraries
         run ''
         ;;

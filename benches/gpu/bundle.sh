@@ -30,7 +30,7 @@ bundle() {
     git rev-parse --short HEAD >"$bin/commit"
     "$python" -m pip install --quiet --no-deps --target "$wheels" \
         --only-binary :all: --python-version "${GPU_PYTHON:-3.12}" --platform manylinux_2_28_x86_64 \
-        --platform manylinux2014_x86_64 --platform manylinux_2_17_x86_64 $WHEELS
+        --platform manylinux_2_25_x86_64 --platform manylinux2014_x86_64 --platform manylinux_2_17_x86_64 $WHEELS
     tar -C "$out" -c bin wheels | xz -T0 -9e >"$out/bundle.tar.xz"
     check_size
 }
@@ -49,4 +49,15 @@ check_size() {
     bytes=$(stat -c %s "$out/bundle.tar.xz")
     say "bundle.tar.xz: $((bytes >> 20)) MiB"
     [ $((bytes >> 20)) -lt $MAX_MIB ] || fail "the bundle is larger than $MAX_MIB MiB"
+}
+
+# Where there is no bundle, a dry run takes what cargo built for the CPU: it says as well that there is no GPU.
+stand_in() {
+    local built=${CARGO_TARGET_DIR:-target}/debug name
+    newest() { ls -t "$built/deps/$1"-* 2>/dev/null | grep -v '\.' | head -1; }
+    bin=$(mktemp -d)
+    ln -s "$(realpath "$built/aquatint")" "$(realpath "$built/examples/component")" "$bin"
+    for name in kernels components pictures; do ln -s "$(realpath "$(newest $name)")" "$bin/bench-$name"; done
+    for name in kernels kernels-75 kernels-80; do ln -s "$(realpath "$(newest aquatint_kernels)")" "$bin/$name"; done
+    say "no bundle: programs of $built stand in"
 }
