@@ -2,7 +2,7 @@
 # Checks and timings on a machine with an NVIDIA GPU, which needs no Rust: programs are built elsewhere and brought.
 #
 #   benches/gpu.sh bundle          where Rust is: builds target/gpu/bundle.tar.xz, programs and wheels, below 64 MiB
-#   benches/gpu.sh dry-run         anywhere: every part up to its first call of the device
+#   benches/gpu.sh dry-run [part]  anywhere: every part up to its first call of the device
 #   benches/gpu.sh [part ...]      on the GPU: all parts, or those whose names begin so; what is done is left out
 #   benches/gpu.sh report          writes benches/RESULTS.md from what there is
 #
@@ -68,6 +68,7 @@ unpack() {
 # Runs the parts that are asked for and not done.
 run() {
     local part limit left=0 failed=0 done_file wanted
+    [ $# -gt 0 ] || set -- ''
     for part in $(all_parts); do
         wanted=
         for prefix in "$@"; do [[ $part == "$prefix"* ]] && wanted=1; done
@@ -106,8 +107,8 @@ case "${1:-all}" in
         unpack
         [ -e "$bin/commit" ] || stand_in
         find_libraries
-        run ''
+        run "${@:2}"
         ;;
-    all) unpack; find_libraries; run '' ;;
+    all) unpack; find_libraries; run ;;
     *) unpack; find_libraries; run "$@" ;;
 esac

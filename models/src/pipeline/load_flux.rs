@@ -137,8 +137,7 @@ impl Parts<'_> {
             None => self.folder.weights("transformer", dtype, self.device),
             Some(path) => Weights::open("transformer", std::slice::from_ref(path), dtype, self.device),
         };
-        let dtype = self.dtype_of(&open(None)?, "transformer_blocks.0.attn.to_q");
-        let weights = open(dtype)?;
+        let weights = open(self.dtype_of("transformer_blocks.0.attn.to_q", open)?)?;
         let weights = if eight_bits { weights.in_eight_bits() } else { weights };
         let options = FluxOptions {
             modulation: match modulation {
@@ -158,9 +157,13 @@ impl Parts<'_> {
     }
 
     /// The type for weights of which `layer` is one: unless it was asked for, those in a format of GGUF files keep it.
-    fn dtype_of(&self, weights: &Weights, layer: &str) -> Option<DType> {
-        let keep = self.options.precision == Precision::Auto && weights.is_encoded(layer);
-        self.dtype.filter(|_| !keep)
+    fn dtype_of(
+        &self,
+        layer: &str,
+        open: impl Fn(Option<DType>) -> Result<Weights>,
+    ) -> Result<Option<DType>> {
+        let chosen_here = self.dtype.is_some() && self.options.precision == Precision::Auto;
+        Ok(if chosen_here && open(None)?.is_encoded(layer) { None } else { self.dtype })
     }
 
     /// f32 on the CPU, whose kernels know nothing else; 16 bits elsewhere, scaled where they could overflow.
@@ -181,11 +184,10 @@ impl Parts<'_> {
 
     fn t5(&self, place: Place, eight_bits: bool) -> Result<T5Encoder> {
         let streamed = place == Place::Streamed;
-        let stored = match &self.options.t5 {
-            None => self.folder.weights("text_encoder_2", None, self.device)?,
-            Some(path) => Weights::open("text_encoder_2", std::slice::from_ref(path), None, self.device)?,
-        };
-        let dtype = self.dtype_of(&stored, T5_LAYER);
+        let dtype = self.dtype_of(T5_LAYER, |dtype| match &self.options.t5 {
+            None => self.folder.weights("text_encoder_2", dtype, self.device),
+            Some(path) => Weights::open("text_encoder_2", std::slice::from_ref(path), dtype, self.device),
+        })?;
         let options = T5Options { dtype, file: self.options.t5.as_deref(), streamed, eight_bits };
         T5Encoder::load(self.folder, "text_encoder_2", "tokenizer_2", &options, self.device)
     }
