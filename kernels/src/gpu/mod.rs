@@ -55,6 +55,16 @@ pub(crate) fn upload(bytes: &[u8], dtype: DType, shape: &Shape, device: &Device)
     Tensor::from_raw_buffer(bytes, dtype, shape.dims(), device)
 }
 
+/// Whether a device computes in bf16: all but GPUs before sm_80, such as the T4.
+pub fn computes_in_bf16(device: &Device) -> bool {
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        return compute_capability(device).is_ok_and(|present| present >= (8, 0));
+    }
+    let _of_the_cpu = device;
+    true
+}
+
 /// What the names of a type's kernels end with.
 fn suffix(dtype: DType) -> Option<&'static str> {
     match dtype {

@@ -70,6 +70,18 @@ pub struct Weights {
     prefix: String,
     /// Whether linear layers are made without their weights.
     streams: bool,
+    divisors: Divisors,
+}
+
+/// What the weights and the biases of layers are divided by as they are made; powers of two.
+#[derive(Clone, Copy, Debug)]
+struct Divisors {
+    weight: f64,
+    bias: f64,
+}
+
+impl Divisors {
+    const NONE: Self = Self { weight: 1.0, bias: 1.0 };
 }
 
 /// What a tensor of a stored type is held in where `dtype` is asked for. The CPU's kernels widen weights as they read
@@ -108,7 +120,12 @@ impl Weights {
             streamed: Mutex::default(),
             used: Mutex::default(),
         };
-        Self { component: Arc::new(component), prefix: String::new(), streams: false }
+        Self {
+            component: Arc::new(component),
+            prefix: String::new(),
+            streams: false,
+            divisors: Divisors::NONE,
+        }
     }
 
     /// The tensors of one or several files under the names they have there. `dtype`: what matrices and filters are
@@ -157,6 +174,12 @@ impl Weights {
     /// before [`Self::load`].
     pub fn streamed(&self) -> Self {
         Self { streams: true, ..self.clone() }
+    }
+
+    /// The same weights; linear and convolutional layers made from them have these divided by two powers of two. Layers
+    /// that are replaced later are not.
+    pub fn divided(&self, weight: f64, bias: f64) -> Self {
+        Self { divisors: Divisors { weight, bias }, ..self.clone() }
     }
 
     /// Whether linear layers are made without their weights.
@@ -258,6 +281,11 @@ impl Weights {
         Ok(self.read(&self.path(name), shape)?.to_dtype(DType::F32)?)
     }
 
+    fn bias(&self, channels: usize) -> Result<Tensor> {
+        let bias = self.tensor("bias", &[channels])?;
+        Ok(if self.divisors.bias == 1.0 { bias } else { (bias / self.divisors.bias)? })
+    }
+
     /// Some rows of a tensor of this shape, in f32: what is needed of a table or a matrix that need not be in memory.
     ///
     /// # Errors
@@ -302,6 +330,10 @@ impl Weights {
     /// A filter or table in the type weights are held in.
     fn held(&self, key: &str, shape: &[usize]) -> Result<Tensor> {
         let stored = self.read(key, shape)?;
+        let stored = match self.divisors.weight {
+            1.0 => stored,
+            by => (stored.to_dtype(DType::F32)? / by)?.to_dtype(stored.dtype())?,
+        };
         Ok(stored.to_dtype(self.held_as(stored.dtype()))?)
     }
 
@@ -309,6 +341,7 @@ impl Weights {
     fn held_matrix(&self, key: &str, shape: &[usize], dims: (usize, usize)) -> Result<Matrix> {
         if let (None, Source::Files(views)) = (self.component.dtype, &self.component.source)
             && let Some(StoredType::Encoded(_)) = views.stored_type(key)
+            && self.divisors.weight == 1.0
         {
             self.check(key, shape)?;
             return named(key, views.read(key)?.into_matrix(dims, self.device()));
@@ -324,8 +357,9 @@ impl Weights {
     fn stored_rows(&self, key: &str, shape: &[usize], dims: &[usize]) -> Result<Option<StoredRows>> {
         self.check(key, shape)?;
         let Source::Files(views) = &self.component.source else { return Ok(None) };
+        let as_stored = self.device().is_cpu() && self.divisors.weight == 1.0;
         match views.stored_type(key) {
-            Some(StoredType::Plain(stored)) if self.device().is_cpu() && self.held_as(stored) == stored => {
+            Some(StoredType::Plain(stored)) if as_stored && self.held_as(stored) == stored => {
                 views.stored_rows(key, dims)
             }
             _ => Ok(None),
@@ -364,7 +398,7 @@ impl Weights {
             Some(s) if s.len() == 4 && s[2..] == [1, 1] => vec![out_features, in_features, 1, 1],
             _ => vec![out_features, in_features],
         };
-        let bias = if bias { Some(here.tensor("bias", &[out_features])?) } else { None };
+        let bias = if bias { Some(here.bias(out_features)?) } else { None };
         let linear = Arc::new(if self.streams {
             here.check(&here.path("weight"), &shape)?;
             lock(&self.component.streamed).insert(here.prefix.clone(), false);
@@ -397,7 +431,7 @@ impl Weights {
         let shape = vec![out_channels, in_channels, kernel, kernel];
         let key = here.path("weight");
         let rows = here.stored_rows(&key, &shape, &shape)?;
-        let bias = here.tensor("bias", &[out_channels])?;
+        let bias = here.bias(out_channels)?;
         let conv = match rows {
             Some(rows) => Conv2d::stored(rows, Some(&bias), stride, padding)?,
             None => Conv2d::new(&here.held(&key, &shape)?, Some(&bias), stride, padding)?,

@@ -9,7 +9,7 @@ use super::load::{
     ModelIndex, PROMPTS_KEPT, has_random_weights, last_names, replaced_vae, scheduler, weight_bytes,
 };
 use super::memory::{Extent, MemoryNeeds, MemoryPlan, Place, WeightSizes, Widths, free_bytes};
-use super::{Family, LoadOptions, ModelInfo, Pipeline, Preset};
+use super::{Family, LoadOptions, ModelInfo, Pipeline, Precision, Preset};
 use crate::checkpoint::flux_shape::shape_facts;
 use crate::checkpoint::{ModelFolder, Weights};
 use crate::denoiser::flux::{BlockWeights, FluxOptions, ModulationWeights};
@@ -17,7 +17,7 @@ use crate::denoiser::{Denoiser, FluxConfig, FluxTransformer};
 use crate::sampler::{FlowMatch, flow_match};
 use crate::text::TextEncoder;
 use crate::text::cache::PromptCache;
-use crate::text::t5::{T5Encoder, T5Options};
+use crate::text::t5::{T5_LAYER, T5Encoder, T5Options};
 use crate::vae::{AutoencoderKl, AutoencoderKlConfig};
 use crate::{Error, Result};
 
@@ -51,7 +51,7 @@ impl Pipeline {
                 "textual inversions are for Stable Diffusion: FLUX sees words through T5",
             ));
         }
-        let dtype = options.precision.dtype();
+        let dtype = options.precision.dtype(&device);
         let config = config(folder, options, &device)?;
         let vae_config: AutoencoderKlConfig = folder.json("vae/config.json")?;
         let info = info(folder, index, options, &config, &vae_config)?;
@@ -133,10 +133,11 @@ struct Parts<'a> {
 
 impl Parts<'_> {
     fn transformer(&self, modulation: Place, blocks: Place, eight_bits: bool) -> Result<FluxTransformer> {
-        let weights = match &self.options.unet {
-            None => self.folder.weights("transformer", self.dtype, self.device)?,
-            Some(path) => Weights::open("transformer", std::slice::from_ref(path), self.dtype, self.device)?,
+        let open = |dtype| match &self.options.unet {
+            None => self.folder.weights("transformer", dtype, self.device),
+            Some(path) => Weights::open("transformer", std::slice::from_ref(path), dtype, self.device),
         };
+        let weights = open(self.dtype_of("transformer_blocks.0.attn.to_q", open)?)?;
         let weights = if eight_bits { weights.in_eight_bits() } else { weights };
         let options = FluxOptions {
             modulation: match modulation {
@@ -153,6 +154,16 @@ impl Parts<'_> {
             Error::Invalid(text) => Error::file(self.folder.path("transformer/config.json"), text),
             other => other,
         })
+    }
+
+    /// The type for weights of which `layer` is one: unless it was asked for, those in a format of GGUF files keep it.
+    fn dtype_of(
+        &self,
+        layer: &str,
+        open: impl Fn(Option<DType>) -> Result<Weights>,
+    ) -> Result<Option<DType>> {
+        let chosen_here = self.dtype.is_some() && self.options.precision == Precision::Auto;
+        Ok(if chosen_here && open(None)?.is_encoded(layer) { None } else { self.dtype })
     }
 
     /// f32 on the CPU, whose kernels know nothing else; 16 bits elsewhere, scaled where they could overflow.
@@ -173,7 +184,11 @@ impl Parts<'_> {
 
     fn t5(&self, place: Place, eight_bits: bool) -> Result<T5Encoder> {
         let streamed = place == Place::Streamed;
-        let options = T5Options { dtype: self.dtype, file: self.options.t5.as_deref(), streamed, eight_bits };
+        let dtype = self.dtype_of(T5_LAYER, |dtype| match &self.options.t5 {
+            None => self.folder.weights("text_encoder_2", dtype, self.device),
+            Some(path) => Weights::open("text_encoder_2", std::slice::from_ref(path), dtype, self.device),
+        })?;
+        let options = T5Options { dtype, file: self.options.t5.as_deref(), streamed, eight_bits };
         T5Encoder::load(self.folder, "text_encoder_2", "tokenizer_2", &options, self.device)
     }
 
