@@ -77,6 +77,7 @@ impl From<aquatint_models::Error> for EngineError {
         match error {
             Error::Invalid(text) => Self::Invalid(text),
             Error::File { path, reason } => Self::File { path, reason },
+            Error::NoRoom(text) => Self::OutOfMemory(text),
             Error::Cancelled => Self::Cancelled,
             other => {
                 let text = other.to_string();

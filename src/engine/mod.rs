@@ -18,7 +18,8 @@ mod task;
 mod watchdog;
 
 pub use aquatint_models::pipeline::{
-    Family, GenerationRequest, Interpolation, LoraChoice, MaskedContent, Mode, ModelInfo, Preset, Variation,
+    DeviceMemory, Family, GenerationRequest, Interpolation, LoraChoice, MaskedContent, Mode, ModelInfo,
+    Preset, Variation,
 };
 pub use backend::{Backend, Denoising};
 pub use error::EngineError;
