@@ -19,6 +19,9 @@ pub enum Error {
         /// What is wrong with it and what is allowed.
         reason: String,
     },
+    /// A model does not fit into the memory that is free; the text says what it needs and what there is.
+    #[error("{0}")]
+    NoRoom(String),
     /// The caller went away or asked for a stop.
     #[error("the generation was cancelled")]
     Cancelled,

@@ -54,9 +54,10 @@ impl ResnetBlock {
             (Some(proj), Some(t)) => Some(proj.forward(t)?),
             _ => None,
         };
-        let h = self.norm1.forward(x, Activation::Silu)?;
-        let h = self.conv1.forward_with(&h, time.as_ref(), None)?;
-        let h = self.norm2.forward(&h, Activation::Silu)?;
+        // One variable, so that each tensor goes when the next is there.
+        let mut h = self.norm1.forward(x, Activation::Silu)?;
+        h = self.conv1.forward_with(&h, time.as_ref(), None)?;
+        h = self.norm2.forward(&h, Activation::Silu)?;
         match &self.conv_shortcut {
             Some(shortcut) => Ok(self.conv2.forward_with(&h, None, Some(&shortcut.forward(x)?))?),
             None => Ok(self.conv2.forward_with(&h, None, Some(x))?),

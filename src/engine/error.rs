@@ -80,6 +80,7 @@ impl From<aquatint_models::Error> for EngineError {
         match error {
             Error::Invalid(text) => Self::Invalid(text),
             Error::File { path, reason } => Self::File { path, reason },
+            Error::NoRoom(text) => Self::OutOfMemory(text),
             Error::Cancelled => Self::Cancelled,
             Error::NotFinite(_) => Self::NotFinite(error.to_string()),
             other => {

@@ -11,6 +11,8 @@ use candle_core::{DType, Device, Result, Shape, Tensor, bail};
 mod cuda;
 #[cfg(test)]
 mod emulator;
+#[cfg(feature = "cuda")]
+pub(crate) mod memory;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(feature = "cuda")]

@@ -192,6 +192,11 @@ impl UNet2DCondition {
         Self { activations, ..self }
     }
 
+    /// The type of activations between operations.
+    pub fn activations(&self) -> DType {
+        self.activations
+    }
+
     /// The config it was built from.
     pub fn config(&self) -> &UnetConfig {
         &self.config

@@ -3,6 +3,7 @@
 use candle_core::{D, Tensor};
 
 use super::Pipeline;
+use super::memory::Extent;
 use crate::denoiser::step_cache::Features;
 use crate::denoiser::{Context, Denoiser};
 use crate::noise::TorchGenerator;
@@ -23,6 +24,7 @@ pub struct Denoising {
     pub(super) stage: Stage,
     pub(super) refiner: Option<Stage>,
     pub(super) inpaint: Option<Inpaint>,
+    pub(super) extent: Extent,
     pub(super) done: usize,
 }
 
@@ -101,8 +103,16 @@ impl Pipeline {
         if batch.iter().skip(1).any(|d| !d.joins(batch[0])) {
             return batch.into_iter().try_for_each(|denoising| self.step(denoising));
         }
-        let outputs = self.predict(&mut batch)?;
-        batch.iter_mut().zip(outputs).try_for_each(|(denoising, output)| denoising.advance(&output))
+        let Some(extent) = batch.iter().map(|d| d.extent).max_by_key(|extent| extent.samples) else {
+            return Ok(());
+        };
+        // What does not fit together goes in parts.
+        let most = self.memory.together(&extent, batch.len(), self.memory.room_on(&self.device));
+        for part in batch.chunks_mut(most) {
+            let outputs = self.predict(part)?;
+            part.iter_mut().zip(outputs).try_for_each(|(denoising, output)| denoising.advance(&output))?;
+        }
+        Ok(())
     }
 
     /// The model output of each for its next timestep, guided where it is to be. All of them join.

@@ -8,7 +8,8 @@ use serde::Deserialize;
 
 use super::conditioning::PromptEncoding;
 use super::load_flux::is_flux;
-use super::{Family, GenerationRequest, ModelInfo, Pipeline, Preset, Refiner};
+use super::memory::{self, Budget, Needs, UnetNeeds};
+use super::{DeviceShare, Family, GenerationRequest, ModelInfo, Pipeline, Preset, Refiner};
 use crate::checkpoint::published::Dummy;
 use crate::checkpoint::{ModelFolder, Weights, builtin};
 use crate::denoiser::{Denoiser, UNet2DCondition, UnetConfig};
@@ -88,7 +89,7 @@ pub struct LoadOptions {
     pub prediction_type: Option<String>,
     /// Stable Diffusion encodes its prompts while the UNet is being read: it is what will be asked for first.
     pub first_request: Option<GenerationRequest>,
-    /// Bytes that FLUX may take; `None` is what is free.
+    /// Bytes that the model and its pictures may take; `None` is what is free.
     pub memory_bytes: Option<u64>,
     /// A safetensors file, or a folder with a config beside it, whose VAE replaces the folder's.
     pub vae: Option<PathBuf>,
@@ -128,6 +129,7 @@ impl Pipeline {
     /// Names the file that is missing, malformed or does not fit its config.
     pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<Self> {
         let device = device(options.device)?;
+        let share = DeviceShare(device.clone());
         let folder = source.folder()?;
         let index: ModelIndex = folder.json("model_index.json")?;
         if is_flux(&index) {
@@ -146,6 +148,10 @@ impl Pipeline {
         };
         let force_zeros_for_empty_prompt =
             !matches!(family, Family::Sd15 | Family::Sd21) && index.force_zeros_for_empty_prompt;
+        let vae_config: AutoencoderKlConfig = folder.json("vae/config.json")?;
+        let mut needs = UnetNeeds::before_loading(&folder, options, (&unet_config, &vae_config), &device)?;
+        let room = memory::room(options.memory_bytes, &device);
+        needs.check_model(room)?;
         let prompts = PromptCache::new(PROMPTS_KEPT);
         // Most of what is read is the UNet. What is needed before it, and after, is loaded and used meanwhile.
         let (rest, unet) = std::thread::scope(|scope| {
@@ -173,6 +179,8 @@ impl Pipeline {
             .as_ref()
             .map(|path| refiner(path, family, options, dtype, &device))
             .transpose()?;
+        needs.activation = unet.activations().size_in_bytes() as u64;
+        needs.vae_activation = vae.activations().size_in_bytes() as u64;
         let info = info(&folder, &index, family, unet.config(), &scheduler, vae.downscale())?;
         let replaced = options.unet.as_deref().and_then(|path| Preset::of_model(&last_names(path)));
         let info = match replaced {
@@ -198,7 +206,8 @@ impl Pipeline {
             prompts,
             preview: OnceLock::new(),
             weight_bytes: weight_bytes(&folder),
-            memory: None,
+            memory: Budget::new(Needs::Unet(needs), room, options.memory_bytes.is_some()),
+            _memory: share,
         })
     }
 

@@ -8,8 +8,9 @@ use super::flux::MAX_SEQUENCE_LENGTH;
 use super::load::{
     ModelIndex, PROMPTS_KEPT, has_random_weights, last_names, replaced_vae, scheduler, weight_bytes,
 };
-use super::memory::{Extent, MemoryNeeds, MemoryPlan, Place, WeightSizes, Widths, free_bytes};
-use super::{Family, LoadOptions, ModelInfo, Pipeline, Precision, Preset};
+use super::memory::flux::{WeightSizes, Widths};
+use super::memory::{Budget, Extent, FluxNeeds, MemoryPlan, Needs, Place, overhead};
+use super::{DeviceShare, Family, LoadOptions, ModelInfo, Pipeline, Precision, Preset};
 use crate::checkpoint::flux_shape::shape_facts;
 use crate::checkpoint::{ModelFolder, Weights};
 use crate::denoiser::flux::{BlockWeights, FluxOptions, ModulationWeights};
@@ -42,6 +43,7 @@ impl Pipeline {
         options: &LoadOptions,
         device: Device,
     ) -> Result<Self> {
+        let share = DeviceShare(device.clone());
         if let Some(path) = &options.refiner {
             return Err(Error::file(path, "a refiner is SDXL's second stage, this model is flux"));
         }
@@ -59,7 +61,8 @@ impl Pipeline {
         FlowMatch::from_config(&scheduler).map_err(|e| Error::file(folder.path("scheduler"), e))?;
         let parts = Parts { folder, options, config: &config, dtype, device: &device };
         let needs = parts.memory(&vae_config)?;
-        let plan = MemoryPlan::new(&needs, &extent(&info, max_sequence_length(&config)))?;
+        let room = super::memory::room(options.memory_bytes, &device);
+        let plan = MemoryPlan::new(&needs, room, &extent(&info, max_sequence_length(&config)))?;
         tracing::info!("memory: {plan}");
         let vae = match &options.vae {
             None => AutoencoderKl::load(folder, "vae", dtype, &device)?,
@@ -83,8 +86,9 @@ impl Pipeline {
             prompts: PromptCache::new(PROMPTS_KEPT),
             preview: OnceLock::new(),
             weight_bytes: weight_bytes(folder),
-            memory: Some(needs),
+            memory: Budget::new(Needs::Flux(needs, plan), room, options.memory_bytes.is_some()),
             device,
+            _memory: share,
         })
     }
 
@@ -193,7 +197,7 @@ impl Parts<'_> {
     }
 
     /// What is needed: looked up with everything streamed, which reads almost nothing.
-    fn memory(&self, vae: &AutoencoderKlConfig) -> Result<MemoryNeeds> {
+    fn memory(&self, vae: &AutoencoderKlConfig) -> Result<FluxNeeds> {
         let transformer = self.transformer(Place::Streamed, Place::Streamed, false)?;
         let t5 = self.t5(Place::Streamed, false)?;
         let (report, (t5_bytes, t5_transient)) = (transformer.weight_report(), t5.weight_bytes());
@@ -203,8 +207,7 @@ impl Parts<'_> {
             // Widened to 32 bits at most.
             Some(path) => Ok(2 * path.metadata().map_or(0, |file| file.len())),
         });
-        let free = self.options.memory_bytes.or_else(|| free_bytes(self.device));
-        Ok(MemoryNeeds {
+        Ok(FluxNeeds {
             sizes: WeightSizes {
                 blocks: report.blocks.total,
                 modulation: report.modulation.total,
@@ -221,7 +224,7 @@ impl Parts<'_> {
                 vae: vae.block_out_channels.first().copied().unwrap_or(0) as u64,
                 activation: self.activations().activations.size_in_bytes() as u64,
             },
-            room: free.unwrap_or(u64::MAX),
+            overhead: overhead(self.device),
         })
     }
 }
@@ -232,7 +235,12 @@ fn extent(info: &ModelInfo, text_tokens: usize) -> Extent {
     let tokens = side / info.multiple_px.max(1) as u64;
     // Kontext sees a picture of the same size beside.
     let pictures = if info.edits_pictures { 2 } else { 1 };
-    Extent { pixels: side * side, image_tokens: pictures * tokens * tokens, text_tokens: text_tokens as u64 }
+    Extent {
+        pixels: side * side,
+        image_tokens: pictures * tokens * tokens,
+        text_tokens: text_tokens as u64,
+        samples: 1,
+    }
 }
 
 fn max_sequence_length(config: &FluxConfig) -> usize {

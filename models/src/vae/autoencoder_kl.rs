@@ -146,6 +146,11 @@ impl AutoencoderKl {
         Self { activations, ..self }
     }
 
+    /// The type of activations between operations.
+    pub fn activations(&self) -> DType {
+        self.activations
+    }
+
     /// What it was built from.
     pub fn config(&self) -> &AutoencoderKlConfig {
         &self.config

@@ -48,6 +48,10 @@ fn health_of(app: &App) -> Value {
         "family": model.map(|m| m.family.name()),
         "fallback_for": model.map(|m| &m.fallback_for),
         "memory": model.and_then(|m| m.memory).map(|plan| plan.to_string()),
+        "device_memory": app.engine.meter().memory.get().map(|m| {
+            json!({"total_bytes": m.total, "free_bytes": m.free, "held_bytes": m.held, "used_bytes": m.used,
+                "peak_bytes": m.peak})
+        }),
         "random_weights": model.map(|m| m.random_weights),
         "optimizations": {
             "steps": model.map(|m| default_steps(app, app.preset).unwrap_or(m.num_inference_steps)),

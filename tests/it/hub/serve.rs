@@ -96,7 +96,8 @@ fn health_tells_how_far_a_download_is() {
     };
     assert!(number(&seen, "downloaded_bytes") < number(&seen, "download_bytes"), "{seen}");
     assert_eq!((&seen["model"], number(&seen, "read_bytes")), (&"emoji".into(), 0), "{seen}");
-    let painted = server.ask("POST", "/generate", &[], r#"{"prompt": "a", "config": {"steps": 1}}"#);
+    let one = r#"{"prompt": "a", "aspectRatio": "1:1", "config": {"numImages": 1, "steps": 1}}"#;
+    let painted = server.ask("POST", "/generate", &[], one);
     assert_eq!(painted.status, 200, "{}", painted.body_text());
     assert_eq!(loading(), serde_json::Value::Null);
 }
