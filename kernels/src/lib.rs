@@ -50,6 +50,8 @@ pub use encoded::{EncodedWeight, Format};
 pub use gated_gelu::gated_gelu;
 pub use gated_residual::gated_residual;
 pub use geglu::geglu;
+#[cfg(target_os = "linux")]
+pub use gpu::cudnn;
 #[cfg(feature = "cuda")]
 pub use gpu::open as open_gpu;
 pub use group_norm::group_norm;
