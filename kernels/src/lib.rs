@@ -53,6 +53,8 @@ pub use gated_gelu::gated_gelu;
 pub use gated_residual::gated_residual;
 pub use geglu::geglu;
 pub use gpu::computes_in_bf16;
+#[cfg(target_os = "linux")]
+pub use gpu::cudnn;
 #[cfg(feature = "cuda")]
 pub use gpu::open as open_gpu;
 pub use group_norm::group_norm;

@@ -9,6 +9,8 @@ use candle_core::{DType, Device, Result, Shape, Tensor, bail};
 
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(target_os = "linux")]
+pub mod cudnn;
 #[cfg(test)]
 mod emulator;
 #[cfg(feature = "cuda")]
@@ -238,6 +240,43 @@ impl<'a> Launch<'a> {
             return emulator::run(self, grid);
         }
         bail!("{} of {}: there is no device to run it on {:?}", self.function, self.module, first.device())
+    }
+}
+
+/// A request to cuDNN on tensors by their numbers, all contiguous; `y` is the number of the result, whose shape and type
+/// follow. `None` where the op has to go on by itself: there is no cuDNN, or it has no plan.
+///
+/// In tests on the CPU the request's graph is computed by what it means, so that it is known to ask for the right thing.
+#[cfg(target_os = "linux")]
+pub(crate) fn ask_cudnn(
+    request: &cudnn::Request,
+    tensors: &[(i64, &Tensor)],
+    y: i64,
+    shape: impl Into<Shape>,
+    dtype: DType,
+) -> Result<Option<Tensor>> {
+    let Some((_, first)) = tensors.first() else { bail!("{request:?}: a request without a tensor") };
+    let shape = shape.into();
+    #[cfg(feature = "cuda")]
+    if first.device().is_cuda() {
+        return cuda::ask_cudnn(request, tensors, y, shape, dtype);
+    }
+    #[cfg(test)]
+    if first.device().is_cpu() {
+        return testing::evaluate(request, tensors, y, shape, dtype).map(Some);
+    }
+    let _ = (y, shape, dtype, first);
+    Ok(None)
+}
+
+/// The type of elements as cuDNN calls it.
+#[cfg(target_os = "linux")]
+pub(crate) fn cudnn_type(dtype: DType) -> Option<cudnn::DataType> {
+    match dtype {
+        DType::F32 => Some(cudnn::DataType::F32),
+        DType::F16 => Some(cudnn::DataType::F16),
+        DType::BF16 => Some(cudnn::DataType::BF16),
+        _ => None,
     }
 }
 
