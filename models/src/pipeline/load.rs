@@ -87,7 +87,7 @@ pub struct LoadOptions {
     /// What Stable Diffusion's UNet predicts (`epsilon`, `v_prediction` or `sample`), where its config or a guess is
     /// wrong.
     pub prediction_type: Option<String>,
-    /// Stable Diffusion encodes its prompts while the UNet is being read: it is what will be asked for first.
+    /// What will be asked for first: its prompts are encoded while the denoiser is being read.
     pub first_request: Option<GenerationRequest>,
     /// Bytes that the model and its pictures may take; `None` is what is free.
     pub memory_bytes: Option<u64>,

@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use candle_core::{DType, Device};
 
-use super::flux::MAX_SEQUENCE_LENGTH;
+use super::flux::{FluxEncoders, MAX_SEQUENCE_LENGTH};
 use super::load::{
     ModelIndex, PROMPTS_KEPT, has_random_weights, last_names, replaced_vae, scheduler, weight_bytes,
 };
@@ -64,26 +64,43 @@ impl Pipeline {
         let room = super::memory::room(options.memory_bytes, &device);
         let plan = MemoryPlan::new(&needs, room, &extent(&info, max_sequence_length(&config)))?;
         tracing::info!("memory: {plan}");
-        let vae = match &options.vae {
-            None => AutoencoderKl::load(folder, "vae", dtype, &device)?,
-            Some(path) => replaced_vae(path, folder, dtype, &device)?,
-        };
-        let transformer = parts.transformer(plan.modulation, plan.blocks, plan.eight_bits)?;
+        let (prompts, length) = (PromptCache::new(PROMPTS_KEPT), max_sequence_length(&config));
+        // Most of what is read is the transformer. What is needed before it, and after, is loaded and used meanwhile.
+        let (rest, transformer) = std::thread::scope(|scope| {
+            let transformer =
+                scope.spawn(|| parts.transformer(plan.modulation, plan.blocks, plan.eight_bits));
+            let rest = || -> Result<_> {
+                let (clip, t5) = (parts.text_encoder()?, parts.t5(plan.t5, plan.eight_bits)?);
+                if let Some(request) = &options.first_request {
+                    let encoders = FluxEncoders { clip: &clip, t5: &t5, cache: &prompts, device: &device };
+                    // What is wrong with it is told when it is asked for.
+                    let _encoded = encoders.encode(request, length, &[&request.prompt]);
+                }
+                let vae = match &options.vae {
+                    None => AutoencoderKl::load(folder, "vae", dtype, &device)?,
+                    Some(path) => replaced_vae(path, folder, dtype, &device)?,
+                };
+                Ok((clip, t5, vae))
+            };
+            (rest(), transformer.join())
+        });
+        let transformer = transformer.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let (clip, t5, vae) = rest?;
         Ok(Self {
             info: ModelInfo { device: super::load::device_name(&device), memory: Some(plan), ..info },
-            text_encoder: Some(parts.text_encoder()?),
+            text_encoder: Some(clip),
             text_encoder_2: None,
-            t5: Some(parts.t5(plan.t5, plan.eight_bits)?),
+            t5: Some(t5),
             denoiser: Denoiser::Flux(Box::new(transformer)),
             vae,
             vae_tiling: options.vae_tiling || plan.vae_tiling,
             scheduler,
             force_zeros_for_empty_prompt: false,
-            max_sequence_length: max_sequence_length(&config),
+            max_sequence_length: length,
             loras: Default::default(),
             lora_preset: None,
             refiner: None,
-            prompts: PromptCache::new(PROMPTS_KEPT),
+            prompts,
             preview: OnceLock::new(),
             weight_bytes: weight_bytes(folder),
             memory: Budget::new(Needs::Flux(needs, plan), room, options.memory_bytes.is_some()),
