@@ -184,15 +184,15 @@ impl Denoising {
 
     /// Moves the latents one step on.
     fn advance(&mut self, model_output: &Tensor) -> Result<()> {
+        let (step, steps) = (self.done + 1, self.steps());
         let Self { latents, noise, stage, inpaint, .. } = self;
         let denoised = stage.sampler.denoised(model_output, latents)?;
         let mut next = stage.sampler.step(model_output, latents, noise)?;
         if let Some(Inpaint::Blend { mask, image_latents, noise }) = inpaint {
             next = stage.put_back(&next, mask, image_latents, noise)?;
         }
-        let step = self.done + 1;
         // What is not finite stays so, and to ask a GPU would be to wait for it: there once, at the end.
-        if (next.device().is_cpu() || step >= self.steps()) && !is_finite(&next)? {
+        if (next.device().is_cpu() || step >= steps) && !is_finite(&next)? {
             return Err(Error::NotFinite(format!("the latents after step {step} are")));
         }
         (self.latents, self.denoised) = (next, Some(denoised));

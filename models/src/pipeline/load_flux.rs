@@ -233,7 +233,7 @@ impl Parts<'_> {
                 t5: t5_bytes,
                 t5_transient,
                 rest: rest.into_iter().sum::<Result<u64>>()?,
-                can_shrink: self.dtype.is_none() && transformer.weights().is_wide(),
+                can_shrink: self.options.precision == Precision::Auto && transformer.weights().is_wide(),
             },
             widths: Widths {
                 hidden: self.config.inner_dim() as u64,
