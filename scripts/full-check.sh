@@ -44,6 +44,8 @@ echo '== memory of a full-width SDXL step'
 scripts/memory-check.sh
 echo '== memory of FLUX, planned and measured'
 scripts/flux-memory-check.sh
+echo '== plans of cuDNN, for GPUs that are not there'
+scripts/cudnn-plans.sh
 echo '== CUDA, for the three generations of GPUs: linked, and started without one'
 toolkit=$(scripts/cuda-home.sh)
 eval "$toolkit"
