@@ -20,7 +20,7 @@ fn main() {
     let pipeline = Pipeline::load(&ModelSource::Folder(folder), &options).unwrap();
     let mut request = GenerationRequest::new("a lighthouse on a cliff", 1);
     (request.width, request.height, request.num_inference_steps) = (Some(width), Some(height), Some(1));
-    let estimated = pipeline.memory_for(&request).unwrap();
+    let estimated = pipeline.memory_for(&request);
     pipeline.generate(&request).unwrap();
     let (measured, plan) = (peak_resident_bytes().unwrap(), pipeline.info().memory.unwrap());
     println!(

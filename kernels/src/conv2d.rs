@@ -2,11 +2,11 @@
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use crate::cpu::{self, Epilogue, Level, PackedWeight, Rows, Shared};
+use crate::cpu::{self, CpuWeight, Epilogue, Level, Rows, Shared};
 use crate::gpu::{self, Launch};
 use crate::linear::epilogue_on_gpu;
 use crate::weight::{ReplaceableWeight, Weight};
-use crate::{Activation, RowSource};
+use crate::{Activation, StoredRows};
 
 /// Zero rows and columns added around the input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,19 +49,18 @@ impl Conv2d {
         Self::with(ReplaceableWeight::new(&held(weight)?)?, weight.dims4()?, bias, stride, padding)
     }
 
-    /// Filters on the CPU that are read from `source` and held in `dtype`: that of the source, or f32.
-    pub fn from_rows(
-        source: &dyn RowSource,
-        dtype: DType,
+    /// Filters on the CPU, `(out, in, kernel height, kernel width)`, that stay as their file has them.
+    pub fn stored(
+        weight: StoredRows,
         bias: Option<&Tensor>,
         stride: usize,
         padding: Padding,
     ) -> Result<Self> {
-        let &[out, channels, height, width] = source.dims() else {
-            bail!("conv2d: filters have four dimensions, not {:?}", source.dims());
+        let &[out, channels, height, width] = weight.dims() else {
+            bail!("conv2d: filters have four dimensions, not {:?}", weight.dims());
         };
-        let weight = ReplaceableWeight::from_rows(source, dtype)?;
-        Self::with(weight, (out, channels, height, width), bias, stride, padding)
+        let shape = (out, channels, height, width);
+        Self::with(ReplaceableWeight::stored(weight)?, shape, bias, stride, padding)
     }
 
     fn with(
@@ -96,13 +95,13 @@ impl Conv2d {
         self.weight.replace(&held(weight)?)
     }
 
-    /// The same with filters that are read on the CPU; as for [`Self::from_rows`].
-    pub fn replace_rows(&self, source: &dyn RowSource, dtype: DType) -> Result<()> {
+    /// The same with filters on the CPU that stay as their file has them.
+    pub fn replace_stored(&self, weight: StoredRows) -> Result<()> {
         let (out, channels, height, width) = self.shape;
-        if source.dims() != [out, channels, height, width] {
-            bail!("conv2d: filters of shape {:?} cannot replace {:?}", source.dims(), self.shape);
+        if weight.dims() != [out, channels, height, width] {
+            bail!("conv2d: filters of shape {:?} cannot replace {:?}", weight.dims(), self.shape);
         }
-        self.weight.replace_rows(source, dtype)
+        self.weight.replace_stored(weight)
     }
 
     /// `x`: `(batch, height, width, in)`; returns `(batch, out height, out width, out)`.
@@ -133,9 +132,7 @@ impl Conv2d {
             bail!("conv2d: the residual has shape {:?}, the result {shape:?}", r.dims());
         }
         match &*self.weight.read() {
-            Weight::Packed(w) => {
-                on_cpu(Level::best(), x, w, self.bias.as_ref(), per_sample, residual, geometry)
-            }
+            Weight::Cpu(w) => on_cpu(Level::best(), x, w, self.bias.as_ref(), per_sample, residual, geometry),
             Weight::Plain(w) if gpu::takes(x) => {
                 on_gpu(x, w, self.bias.as_ref(), per_sample, residual, geometry)
             }
@@ -174,7 +171,7 @@ impl Conv2d {
     }
 }
 
-/// Filters as they are held: `(out, kernel height, kernel width, in)` but for the CPU, which packs them itself.
+/// Filters as they are held: `(out, kernel height, kernel width, in)` but for the CPU, which takes a file's order.
 fn held(weight: &Tensor) -> Result<Tensor> {
     if weight.device().is_cpu() { Ok(weight.clone()) } else { weight.permute((0, 2, 3, 1))?.contiguous() }
 }
@@ -371,7 +368,7 @@ fn unfolded(x: &Tensor, geometry: Geometry, first: usize, rows: usize) -> Result
 fn on_cpu(
     level: Level,
     x: &Tensor,
-    weight: &PackedWeight,
+    weight: &CpuWeight,
     bias: Option<&Tensor>,
     per_sample: Option<&Tensor>,
     residual: Option<&Tensor>,
@@ -450,7 +447,7 @@ mod tests {
                 let conv = Conv2d::new(&w, Some(&b), c.stride, c.padding)?;
                 let g = conv.geometry(&x)?;
                 let r = random((c.input.0, g.out_height, g.out_width, c.out), 10)?;
-                let packed = PackedWeight::new(&w)?;
+                let packed = CpuWeight::new(&w)?;
                 for level in Level::available() {
                     for (b, t, r) in [
                         (None, None, None),

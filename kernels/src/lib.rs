@@ -18,6 +18,7 @@ pub mod activation;
 pub mod attention;
 pub mod conv2d;
 mod cpu;
+pub mod device_memory;
 pub mod encoded;
 mod float8;
 pub mod gated_gelu;
@@ -35,7 +36,7 @@ pub mod quantise;
 pub mod rgb8;
 pub mod rms_norm;
 pub mod rope;
-mod row_source;
+mod stored_rows;
 #[cfg(test)]
 mod testing;
 pub mod timestep_embedding;
@@ -46,10 +47,12 @@ pub mod weighted_sum;
 pub use activation::Activation;
 pub use attention::{attention, biased_attention};
 pub use conv2d::{Conv2d, Padding};
+pub use device_memory::{DeviceMemory, give_back_memory};
 pub use encoded::{EncodedWeight, Format};
 pub use gated_gelu::gated_gelu;
 pub use gated_residual::gated_residual;
 pub use geglu::geglu;
+pub use gpu::computes_in_bf16;
 #[cfg(target_os = "linux")]
 pub use gpu::cudnn;
 #[cfg(feature = "cuda")]
@@ -64,7 +67,7 @@ pub use quantise::{EightBits, quantise_rows};
 pub use rgb8::rgb8;
 pub use rms_norm::rms_norm;
 pub use rope::{Rotation, rms_norm_rope};
-pub use row_source::RowSource;
+pub use stored_rows::{RowBytes, StoredRows};
 pub use timestep_embedding::timestep_embedding;
 pub use upsample::upsample_nearest;
 pub use weighted_sum::weighted_sum;

@@ -6,14 +6,14 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{DType, Device, Module, Result, Tensor};
 
-use crate::cpu::PackedWeight;
-use crate::{EncodedWeight, Format, RowSource};
+use crate::cpu::CpuWeight;
+use crate::{EncodedWeight, Format, StoredRows};
 
 /// The weight of a matrix or of filters.
 #[derive(Debug)]
 pub(crate) enum Weight {
-    /// On the CPU. It replaces the tensor that it was made of, at the tensor's size.
-    Packed(PackedWeight),
+    /// On the CPU.
+    Cpu(CpuWeight),
     /// On any other device: as checkpoints store it.
     Plain(Tensor),
     /// Not in memory at present.
@@ -25,7 +25,7 @@ pub(crate) enum Weight {
 impl Weight {
     fn new(weight: &Tensor) -> Result<Self> {
         Ok(if weight.device().is_cpu() {
-            Self::Packed(PackedWeight::new(weight)?)
+            Self::Cpu(CpuWeight::new(weight)?)
         } else {
             Self::Plain(weight.clone())
         })
@@ -34,7 +34,7 @@ impl Weight {
     /// What it takes in memory.
     pub(crate) fn bytes(&self) -> usize {
         match self {
-            Self::Packed(weight) => weight.bytes(),
+            Self::Cpu(weight) => weight.bytes(),
             Self::Plain(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
             Self::Encoded(weight) => weight.bytes(),
             Self::Absent => 0,
@@ -43,7 +43,7 @@ impl Weight {
 
     fn encoded(weight: &EncodedWeight, device: &Device) -> Result<Self> {
         Ok(if device.is_cpu() {
-            Self::Packed(PackedWeight::encoded(weight)?)
+            Self::Cpu(CpuWeight::encoded(weight)?)
         } else {
             Self::Encoded(Box::new(EncodedOnDevice::new(weight, device)?))
         })
@@ -146,9 +146,9 @@ impl ReplaceableWeight {
         Ok(Self(RwLock::new(Weight::encoded(weight, device)?)))
     }
 
-    /// The same, packed for the CPU as it is read, and held in `dtype`.
-    pub(crate) fn from_rows(source: &dyn RowSource, dtype: DType) -> Result<Self> {
-        Ok(Self(RwLock::new(Weight::Packed(PackedWeight::read(source, dtype)?))))
+    /// The same for a weight on the CPU as its file has it.
+    pub(crate) fn stored(rows: StoredRows) -> Result<Self> {
+        Ok(Self(RwLock::new(Weight::Cpu(CpuWeight::stored(rows)?))))
     }
 
     /// Puts another weight in place of the present one, whose shape the caller has compared.
@@ -163,9 +163,9 @@ impl ReplaceableWeight {
         Ok(())
     }
 
-    /// The same, packed for the CPU as it is read, and held in `dtype`.
-    pub(crate) fn replace_rows(&self, source: &dyn RowSource, dtype: DType) -> Result<()> {
-        self.put(Weight::Packed(PackedWeight::read(source, dtype)?));
+    /// The same for a weight on the CPU as its file has it.
+    pub(crate) fn replace_stored(&self, rows: StoredRows) -> Result<()> {
+        self.put(Weight::Cpu(CpuWeight::stored(rows)?));
         Ok(())
     }
 

@@ -54,6 +54,11 @@ fn jobs(page: &mut Page, app: &App) {
         page.sample(name, &[("outcome", outcome)], count.get());
     }
     page.counter("aquatint_pictures_total", "Pictures made.", meter.pictures.get());
+    let name = "aquatint_not_finite_total";
+    page.family(name, "counter", "Computed to NaN or infinity, by what came of it.");
+    for (outcome, count) in [("failed", &meter.not_finite), ("repeated", &meter.repeated)] {
+        page.sample(name, &[("outcome", outcome)], count.get());
+    }
 }
 
 fn engine(page: &mut Page, app: &App) {
@@ -79,6 +84,18 @@ fn engine(page: &mut Page, app: &App) {
         let bytes = if model.loaded { model.weight_bytes } else { 0 };
         page.sample(name, &[("model", &model.name)], bytes);
     }
+    if let Some(memory) = meter.memory.get() {
+        let name = "aquatint_device_memory_bytes";
+        page.family(
+            name,
+            "gauge",
+            "The GPU's memory after the last call of a model; peak is the most that was used at a time.",
+        );
+        let states = [("total", memory.total), ("free", memory.free), ("held", memory.held)];
+        for (state, bytes) in states.into_iter().chain([("used", memory.used), ("peak", memory.peak)]) {
+            page.sample(name, &[("state", state)], bytes);
+        }
+    }
     page.histogram("aquatint_batch_size", "Pictures in one denoising step.", &meter.batch);
     let name = "aquatint_cache_requests_total";
     page.family(name, "counter", "Look-ups by cache and result.");
@@ -98,6 +115,13 @@ fn process(page: &mut Page) {
     };
     if let Some(kib) = field("VmRSS:") {
         page.gauge("process_resident_memory_bytes", "Resident memory.", kib * 1024);
+    }
+    if let Some(kib) = field("VmHWM:") {
+        page.gauge(
+            "aquatint_process_peak_resident_memory_bytes",
+            "The most resident memory so far.",
+            kib * 1024,
+        );
     }
     if let Some(threads) = field("Threads:") {
         page.gauge("process_threads", "Threads.", threads);

@@ -1,9 +1,8 @@
 //! What the engine needs of a model. The real one is [`super::pipeline`]; tests script their own.
 
-use aquatint_models::pipeline::{GenerationRequest, LoraChoice, ModelInfo};
 use image::RgbImage;
 
-use super::EngineError;
+use super::{DeviceMemory, EngineError, GenerationRequest, LoraChoice, ModelInfo};
 
 /// A loaded model. It need not be `Send`: it is made and used on the engine's thread.
 ///
@@ -38,11 +37,21 @@ pub trait Backend {
         Ok(None)
     }
 
-    /// Lets go of everything that can be computed again.
+    /// Lets go of everything that can be computed again, and gives what is free back to the device.
     fn free_memory(&self) {}
+
+    /// What of the device's memory is taken, where the device has its own. Asked after every call; must not wait.
+    fn device_memory(&self) -> Option<DeviceMemory> {
+        None
+    }
 
     /// Memory that its weights take on the device.
     fn weight_bytes(&self) -> u64 {
+        0
+    }
+
+    /// Runs of the VAE that were repeated in f32 since it was loaded, because 16 bits could not hold what they computed.
+    fn repeated(&self) -> u64 {
         0
     }
 

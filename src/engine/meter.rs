@@ -1,7 +1,10 @@
 //! What the engine counts as it works. Reading never waits, and is exact once the engine is idle.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use super::DeviceMemory;
 
 /// Durations or counts sorted into buckets, as Prometheus has them.
 #[derive(Debug)]
@@ -71,6 +74,35 @@ impl Counter {
     }
 }
 
+/// The device's memory as it was when it was last asked.
+#[derive(Debug, Default)]
+pub struct MemoryGauge(Mutex<Option<DeviceMemory>>);
+
+impl MemoryGauge {
+    /// Takes a reading, where there is one.
+    pub fn take(&self, memory: Option<DeviceMemory>) {
+        if let Some(memory) = memory {
+            *self.last() = Some(memory);
+        }
+    }
+
+    /// Nothing is left that could be asked: the pool is empty.
+    pub fn all_given_back(&self) {
+        if let Some(memory) = &mut *self.last() {
+            *memory = DeviceMemory { free: memory.attainable(), held: 0, used: 0, ..*memory };
+        }
+    }
+
+    /// The last reading; `None` where the device has no memory of its own, or before the first.
+    pub fn get(&self) -> Option<DeviceMemory> {
+        *self.last()
+    }
+
+    fn last(&self) -> MutexGuard<'_, Option<DeviceMemory>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 const SECONDS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 300.0];
 
 /// Everything the engine counts.
@@ -98,10 +130,16 @@ pub struct Meter {
     pub jobs_cancelled: Counter,
     /// Jobs answered with an error.
     pub jobs_failed: Counter,
+    /// Jobs that failed because something was computed to NaN or infinity.
+    pub not_finite: Counter,
+    /// Runs of the VAE that were repeated in f32 for the same reason.
+    pub repeated: Counter,
     /// Prompts found encoded.
     pub prompt_hits: Counter,
     /// Prompts that had to be encoded.
     pub prompt_misses: Counter,
+    /// The device's memory.
+    pub memory: MemoryGauge,
 }
 
 impl Default for Meter {
@@ -119,8 +157,11 @@ impl Default for Meter {
             jobs_done: Counter::default(),
             jobs_cancelled: Counter::default(),
             jobs_failed: Counter::default(),
+            not_finite: Counter::default(),
+            repeated: Counter::default(),
             prompt_hits: Counter::default(),
             prompt_misses: Counter::default(),
+            memory: MemoryGauge::default(),
         }
     }
 }

@@ -6,7 +6,7 @@ use aquatint_models::caption::Captioner;
 use aquatint_models::pipeline::{self, LoadOptions, ModelSource, Pipeline};
 use image::RgbImage;
 
-use super::{Backend, Denoising, EngineError, GenerationRequest, LoraChoice, ModelInfo};
+use super::{Backend, Denoising, DeviceMemory, EngineError, GenerationRequest, LoraChoice, ModelInfo};
 
 /// A pipeline on its device.
 pub struct PipelineBackend {
@@ -80,11 +80,21 @@ impl Backend for PipelineBackend {
     }
 
     fn free_memory(&self) {
-        self.pipeline.free_memory();
+        if let Err(error) = self.pipeline.free_memory() {
+            tracing::warn!(%error, "memory could not be given back");
+        }
+    }
+
+    fn device_memory(&self) -> Option<DeviceMemory> {
+        self.pipeline.device_memory()
     }
 
     fn weight_bytes(&self) -> u64 {
         self.pipeline.weight_bytes()
+    }
+
+    fn repeated(&self) -> u64 {
+        self.pipeline.repeated()
     }
 
     fn prompt_cache(&self) -> (u64, u64) {

@@ -189,10 +189,14 @@ impl<B: Backend> Registry<B> {
 
     fn load(&mut self, at: usize) -> Result<(), Fault> {
         self.make_room(at);
-        let slot = &mut self.slots[at];
         let started = Instant::now();
-        let ModelEntry { name, weight_bytes, load, .. } = &mut slot.entry;
-        let backend = self.shared.load(name, *weight_bytes, load)?;
+        let backend = match self.read(at) {
+            // It may fit where the others were.
+            Err(fault) if fault.is_out_of_memory() && self.unload_others(at) => self.read(at)?,
+            read => read?,
+        };
+        self.shared.meter.memory.take(backend.device_memory());
+        let slot = &mut self.slots[at];
         let took = started.elapsed();
         slot.load_s.add(took.as_secs_f64());
         slot.merged = None;
@@ -211,6 +215,11 @@ impl<B: Backend> Registry<B> {
         }
         self.publish();
         Ok(())
+    }
+
+    fn read(&mut self, at: usize) -> Result<B, Fault> {
+        let ModelEntry { name, weight_bytes, load, .. } = &mut self.slots[at].entry;
+        self.shared.load(name, *weight_bytes, load)
     }
 
     /// Unloads what was not used for longest, until the model fits beside the rest.
@@ -232,7 +241,19 @@ impl<B: Backend> Registry<B> {
         let slot = &mut self.slots[at];
         (slot.backend, slot.merged) = (None, None);
         tracing::info!(model = slot.entry.name, "model unloaded");
+        match self.slots.iter().find_map(|slot| slot.backend.as_ref()) {
+            Some(other) => self.shared.meter.memory.take(other.device_memory()),
+            None => self.shared.meter.memory.all_given_back(),
+        }
         self.publish();
+    }
+
+    /// Unloads all models but this one; false where there are none.
+    fn unload_others(&mut self, at: usize) -> bool {
+        let loaded = |slot: &Slot<B>| slot.backend.is_some();
+        let others: Vec<_> = (0..self.slots.len()).filter(|&i| i != at && loaded(&self.slots[i])).collect();
+        others.iter().for_each(|&other| self.unload(other));
+        !others.is_empty()
     }
 
     /// Time until a model has been idle for long enough.
@@ -260,7 +281,9 @@ impl<B: Backend> Registry<B> {
     ) -> Result<T, Fault> {
         let missing = || EngineError::Failed("the model is not loaded".into());
         let backend = self.slots[at].backend.as_ref().ok_or_else(missing)?;
-        self.shared.call(|| run(backend))
+        let result = self.shared.call(|| run(backend));
+        self.shared.meter.memory.take(backend.device_memory());
+        result
     }
 
     /// The same, and once more with `sparing` set when it ran out of memory and some was freed.
@@ -281,11 +304,7 @@ impl<B: Backend> Registry<B> {
     /// Frees what a model can do without, and unloads all others.
     pub(super) fn free_memory(&mut self, at: usize) {
         tracing::warn!("out of memory: it is freed, and tried once more");
-        for other in 0..self.slots.len() {
-            if other != at && self.slots[other].backend.is_some() {
-                self.unload(other);
-            }
-        }
+        self.unload_others(at);
         if let Some(backend) = &self.slots[at].backend {
             let _goes_on_as_it_is = super::fault::catch(|| {
                 backend.free_memory();

@@ -21,11 +21,16 @@ mod compiled {
     include!(concat!(env!("OUT_DIR"), "/compiled.rs"));
 }
 
-/// Opens the first GPU.
+/// Opens the first GPU, once a process: all models share it, and its stream.
 ///
 /// # Errors
 /// Says what is missing: the driver, one of CUDA's libraries, or a GPU.
 pub fn open() -> std::result::Result<Device, String> {
+    static OPENED: OnceLock<std::result::Result<Device, String>> = OnceLock::new();
+    OPENED.get_or_init(open_once).clone()
+}
+
+fn open_once() -> std::result::Result<Device, String> {
     aquatint_cuda_loader::open()?;
     // The lines behind the first are a backtrace.
     let said = |e: candle_core::Error| e.to_string().lines().next().unwrap_or_default().to_owned();
@@ -33,6 +38,7 @@ pub fn open() -> std::result::Result<Device, String> {
     let device = Device::new_cuda_with_stream(0).map_err(said)?;
     // SAFETY: there is one stream, on which everything happens in order. There are no tensors yet.
     unsafe { device.as_cuda_device().map_err(said)?.disable_event_tracking() };
+    super::memory::keep(&device).map_err(said)?;
     Ok(device)
 }
 

@@ -5,7 +5,7 @@
 //! tensors of the CPU. So what an arm computes, from the choice of a kernel to its arithmetic, is tested on any machine,
 //! and by the same tests on a GPU where there is one.
 
-use candle_core::{DType, Result, Shape, Tensor, bail};
+use candle_core::{DType, Device, Result, Shape, Tensor, bail};
 
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -13,8 +13,12 @@ mod cuda;
 pub mod cudnn;
 #[cfg(test)]
 mod emulator;
+#[cfg(feature = "cuda")]
+pub(crate) mod memory;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(feature = "cuda")]
+mod upload;
 
 #[cfg(feature = "cuda")]
 use cuda::compute_capability;
@@ -43,6 +47,25 @@ pub(crate) fn multiplies(x: &Tensor) -> bool {
     }
     // The emulator has all of it.
     let _ = needed;
+    true
+}
+
+/// A tensor of these elements, little-endian, on `device`.
+pub(crate) fn upload(bytes: &[u8], dtype: DType, shape: &Shape, device: &Device) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(device) = device {
+        return upload::upload(bytes, dtype, shape, device);
+    }
+    Tensor::from_raw_buffer(bytes, dtype, shape.dims(), device)
+}
+
+/// Whether a device computes in bf16: all but GPUs before sm_80, such as the T4.
+pub fn computes_in_bf16(device: &Device) -> bool {
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        return compute_capability(device).is_ok_and(|present| present >= (8, 0));
+    }
+    let _of_the_cpu = device;
     true
 }
 

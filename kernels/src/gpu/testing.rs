@@ -24,7 +24,11 @@ pub(crate) fn device() -> Device {
             .clone();
     }
     #[cfg(not(feature = "cuda"))]
-    Device::Cpu
+    {
+        let needed = std::env::var_os("AQUATINT_NEEDS_GPU").is_some();
+        assert!(!needed, "there is no GPU: this was built without CUDA");
+        Device::Cpu
+    }
 }
 
 /// A tensor of a type on the device under test.

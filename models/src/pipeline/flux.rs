@@ -105,7 +105,7 @@ impl Pipeline {
         };
         let (width, height) = reference_size(image);
         let pixels = picture::from_picture(&picture::resize(image, width, height)?, &self.device)?;
-        let distribution = match self.vae_tiling {
+        let distribution = match self.tiles(width * height) {
             true => self.vae.encode_tiled(&pixels, self.vae.config().tile_px())?,
             false => self.vae.encode(&pixels)?,
         };

@@ -8,7 +8,8 @@ use serde::Deserialize;
 
 use super::conditioning::PromptEncoding;
 use super::load_flux::is_flux;
-use super::{Family, GenerationRequest, ModelInfo, Pipeline, Preset, Refiner};
+use super::memory::{self, Budget, Needs, UnetNeeds};
+use super::{DeviceShare, Family, GenerationRequest, ModelInfo, Pipeline, Preset, Refiner};
 use crate::checkpoint::published::Dummy;
 use crate::checkpoint::{ModelFolder, Weights, builtin};
 use crate::denoiser::{Denoiser, UNet2DCondition, UnetConfig};
@@ -34,7 +35,8 @@ pub enum ModelSource {
 /// What weights are held in. Arithmetic on the CPU is f32 whatever this says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
-    /// As the checkpoint stores them; small 16-bit components are widened once.
+    /// As the checkpoint stores them, and f16 on GPUs that do not compute in bf16; small 16-bit components are widened
+    /// once.
     #[default]
     Auto,
     /// 32 bits.
@@ -46,9 +48,10 @@ pub enum Precision {
 }
 
 impl Precision {
-    pub(super) fn dtype(self) -> Option<DType> {
+    /// The type for weights on a device; `None` is as stored.
+    pub(super) fn dtype(self, device: &Device) -> Option<DType> {
         match self {
-            Self::Auto => None,
+            Self::Auto => (!aquatint_kernels::computes_in_bf16(device)).then_some(DType::F16),
             Self::Fp32 => Some(DType::F32),
             Self::Fp16 => Some(DType::F16),
             Self::Bf16 => Some(DType::BF16),
@@ -86,7 +89,7 @@ pub struct LoadOptions {
     pub prediction_type: Option<String>,
     /// Stable Diffusion encodes its prompts while the UNet is being read: it is what will be asked for first.
     pub first_request: Option<GenerationRequest>,
-    /// Bytes that FLUX may take; `None` is what is free.
+    /// Bytes that the model and its pictures may take; `None` is what is free.
     pub memory_bytes: Option<u64>,
     /// A safetensors file, or a folder with a config beside it, whose VAE replaces the folder's.
     pub vae: Option<PathBuf>,
@@ -126,6 +129,7 @@ impl Pipeline {
     /// Names the file that is missing, malformed or does not fit its config.
     pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<Self> {
         let device = device(options.device)?;
+        let share = DeviceShare(device.clone());
         let folder = source.folder()?;
         let index: ModelIndex = folder.json("model_index.json")?;
         if is_flux(&index) {
@@ -134,7 +138,7 @@ impl Pipeline {
         if let Some(path) = &options.t5 {
             return Err(Error::file(path, "T5 is FLUX's text encoder, and this model has none"));
         }
-        let dtype = options.precision.dtype();
+        let dtype = options.precision.dtype(&device);
         let unet_config: UnetConfig = folder.json("unet/config.json")?;
         let family = family(&folder, &index, &unet_config)?;
         let scheduler = scheduler(&folder, family)?;
@@ -144,6 +148,10 @@ impl Pipeline {
         };
         let force_zeros_for_empty_prompt =
             !matches!(family, Family::Sd15 | Family::Sd21) && index.force_zeros_for_empty_prompt;
+        let vae_config: AutoencoderKlConfig = folder.json("vae/config.json")?;
+        let mut needs = UnetNeeds::before_loading(&folder, options, (&unet_config, &vae_config), &device)?;
+        let room = memory::room(options.memory_bytes, &device);
+        needs.check_model(room)?;
         let prompts = PromptCache::new(PROMPTS_KEPT);
         // Most of what is read is the UNet. What is needed before it, and after, is loaded and used meanwhile.
         let (rest, unet) = std::thread::scope(|scope| {
@@ -171,6 +179,8 @@ impl Pipeline {
             .as_ref()
             .map(|path| refiner(path, family, options, dtype, &device))
             .transpose()?;
+        needs.activation = unet.activations().size_in_bytes() as u64;
+        needs.vae_activation = vae.activations().size_in_bytes() as u64;
         let info = info(&folder, &index, family, unet.config(), &scheduler, vae.downscale())?;
         let replaced = options.unet.as_deref().and_then(|path| Preset::of_model(&last_names(path)));
         let info = match replaced {
@@ -196,7 +206,8 @@ impl Pipeline {
             prompts,
             preview: OnceLock::new(),
             weight_bytes: weight_bytes(&folder),
-            memory: None,
+            memory: Budget::new(Needs::Unet(needs), room, options.memory_bytes.is_some()),
+            _memory: share,
         })
     }
 
@@ -358,7 +369,7 @@ struct TextEncoders {
 impl TextEncoders {
     /// Those that the family has, with their textual inversions.
     fn load(folder: &ModelFolder, family: Family, options: &LoadOptions, device: &Device) -> Result<Self> {
-        let dtype = options.precision.dtype();
+        let dtype = options.precision.dtype(device);
         let encoder = |component: &str, tokenizer: &str, file: Option<&Path>| {
             folder
                 .contains(&format!("{component}/config.json"))

@@ -8,8 +8,9 @@ use super::flux::MAX_SEQUENCE_LENGTH;
 use super::load::{
     ModelIndex, PROMPTS_KEPT, has_random_weights, last_names, replaced_vae, scheduler, weight_bytes,
 };
-use super::memory::{Extent, MemoryNeeds, MemoryPlan, Place, WeightSizes, Widths, free_bytes};
-use super::{Family, LoadOptions, ModelInfo, Pipeline, Preset};
+use super::memory::flux::{WeightSizes, Widths};
+use super::memory::{Budget, Extent, FluxNeeds, MemoryPlan, Needs, Place, overhead};
+use super::{DeviceShare, Family, LoadOptions, ModelInfo, Pipeline, Precision, Preset};
 use crate::checkpoint::flux_shape::shape_facts;
 use crate::checkpoint::{ModelFolder, Weights};
 use crate::denoiser::flux::{BlockWeights, FluxOptions, ModulationWeights};
@@ -17,7 +18,7 @@ use crate::denoiser::{Denoiser, FluxConfig, FluxTransformer};
 use crate::sampler::{FlowMatch, flow_match};
 use crate::text::TextEncoder;
 use crate::text::cache::PromptCache;
-use crate::text::t5::{T5Encoder, T5Options};
+use crate::text::t5::{T5_LAYER, T5Encoder, T5Options};
 use crate::vae::{AutoencoderKl, AutoencoderKlConfig};
 use crate::{Error, Result};
 
@@ -42,6 +43,7 @@ impl Pipeline {
         options: &LoadOptions,
         device: Device,
     ) -> Result<Self> {
+        let share = DeviceShare(device.clone());
         if let Some(path) = &options.refiner {
             return Err(Error::file(path, "a refiner is SDXL's second stage, this model is flux"));
         }
@@ -51,7 +53,7 @@ impl Pipeline {
                 "textual inversions are for Stable Diffusion: FLUX sees words through T5",
             ));
         }
-        let dtype = options.precision.dtype();
+        let dtype = options.precision.dtype(&device);
         let config = config(folder, options, &device)?;
         let vae_config: AutoencoderKlConfig = folder.json("vae/config.json")?;
         let info = info(folder, index, options, &config, &vae_config)?;
@@ -59,7 +61,8 @@ impl Pipeline {
         FlowMatch::from_config(&scheduler).map_err(|e| Error::file(folder.path("scheduler"), e))?;
         let parts = Parts { folder, options, config: &config, dtype, device: &device };
         let needs = parts.memory(&vae_config)?;
-        let plan = MemoryPlan::new(&needs, &extent(&info, max_sequence_length(&config)))?;
+        let room = super::memory::room(options.memory_bytes, &device);
+        let plan = MemoryPlan::new(&needs, room, &extent(&info, max_sequence_length(&config)))?;
         tracing::info!("memory: {plan}");
         let vae = match &options.vae {
             None => AutoencoderKl::load(folder, "vae", dtype, &device)?,
@@ -83,8 +86,9 @@ impl Pipeline {
             prompts: PromptCache::new(PROMPTS_KEPT),
             preview: OnceLock::new(),
             weight_bytes: weight_bytes(folder),
-            memory: Some(needs),
+            memory: Budget::new(Needs::Flux(needs, plan), room, options.memory_bytes.is_some()),
             device,
+            _memory: share,
         })
     }
 
@@ -133,10 +137,11 @@ struct Parts<'a> {
 
 impl Parts<'_> {
     fn transformer(&self, modulation: Place, blocks: Place, eight_bits: bool) -> Result<FluxTransformer> {
-        let weights = match &self.options.unet {
-            None => self.folder.weights("transformer", self.dtype, self.device)?,
-            Some(path) => Weights::open("transformer", std::slice::from_ref(path), self.dtype, self.device)?,
+        let open = |dtype| match &self.options.unet {
+            None => self.folder.weights("transformer", dtype, self.device),
+            Some(path) => Weights::open("transformer", std::slice::from_ref(path), dtype, self.device),
         };
+        let weights = open(self.dtype_of("transformer_blocks.0.attn.to_q", open)?)?;
         let weights = if eight_bits { weights.in_eight_bits() } else { weights };
         let options = FluxOptions {
             modulation: match modulation {
@@ -153,6 +158,16 @@ impl Parts<'_> {
             Error::Invalid(text) => Error::file(self.folder.path("transformer/config.json"), text),
             other => other,
         })
+    }
+
+    /// The type for weights of which `layer` is one: unless it was asked for, those in a format of GGUF files keep it.
+    fn dtype_of(
+        &self,
+        layer: &str,
+        open: impl Fn(Option<DType>) -> Result<Weights>,
+    ) -> Result<Option<DType>> {
+        let chosen_here = self.dtype.is_some() && self.options.precision == Precision::Auto;
+        Ok(if chosen_here && open(None)?.is_encoded(layer) { None } else { self.dtype })
     }
 
     /// f32 on the CPU, whose kernels know nothing else; 16 bits elsewhere, scaled where they could overflow.
@@ -173,23 +188,26 @@ impl Parts<'_> {
 
     fn t5(&self, place: Place, eight_bits: bool) -> Result<T5Encoder> {
         let streamed = place == Place::Streamed;
-        let options = T5Options { dtype: self.dtype, file: self.options.t5.as_deref(), streamed, eight_bits };
+        let dtype = self.dtype_of(T5_LAYER, |dtype| match &self.options.t5 {
+            None => self.folder.weights("text_encoder_2", dtype, self.device),
+            Some(path) => Weights::open("text_encoder_2", std::slice::from_ref(path), dtype, self.device),
+        })?;
+        let options = T5Options { dtype, file: self.options.t5.as_deref(), streamed, eight_bits };
         T5Encoder::load(self.folder, "text_encoder_2", "tokenizer_2", &options, self.device)
     }
 
     /// What is needed: looked up with everything streamed, which reads almost nothing.
-    fn memory(&self, vae: &AutoencoderKlConfig) -> Result<MemoryNeeds> {
+    fn memory(&self, vae: &AutoencoderKlConfig) -> Result<FluxNeeds> {
         let transformer = self.transformer(Place::Streamed, Place::Streamed, false)?;
         let t5 = self.t5(Place::Streamed, false)?;
         let (report, (t5_bytes, t5_transient)) = (transformer.weight_report(), t5.weight_bytes());
         let rest = [("text_encoder", &self.options.text_encoder), ("vae", &self.options.vae)];
         let rest = rest.map(|(part, file)| match file {
-            None => self.folder.held_bytes(part, self.dtype),
+            None => self.folder.held_bytes(part, self.dtype, self.device.is_cpu()),
             // Widened to 32 bits at most.
             Some(path) => Ok(2 * path.metadata().map_or(0, |file| file.len())),
         });
-        let free = self.options.memory_bytes.or_else(|| free_bytes(self.device));
-        Ok(MemoryNeeds {
+        Ok(FluxNeeds {
             sizes: WeightSizes {
                 blocks: report.blocks.total,
                 modulation: report.modulation.total,
@@ -206,7 +224,7 @@ impl Parts<'_> {
                 vae: vae.block_out_channels.first().copied().unwrap_or(0) as u64,
                 activation: self.activations().activations.size_in_bytes() as u64,
             },
-            room: free.unwrap_or(u64::MAX),
+            overhead: overhead(self.device),
         })
     }
 }
@@ -217,7 +235,12 @@ fn extent(info: &ModelInfo, text_tokens: usize) -> Extent {
     let tokens = side / info.multiple_px.max(1) as u64;
     // Kontext sees a picture of the same size beside.
     let pictures = if info.edits_pictures { 2 } else { 1 };
-    Extent { pixels: side * side, image_tokens: pictures * tokens * tokens, text_tokens: text_tokens as u64 }
+    Extent {
+        pixels: side * side,
+        image_tokens: pictures * tokens * tokens,
+        text_tokens: text_tokens as u64,
+        samples: 1,
+    }
 }
 
 fn max_sequence_length(config: &FluxConfig) -> usize {

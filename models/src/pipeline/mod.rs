@@ -24,13 +24,17 @@ use candle_core::{Device, IndexOp};
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
+pub use crate::denoiser::{DeepCache, StepCache};
+pub use aquatint_kernels::DeviceMemory;
 pub use denoising::Denoising;
 pub use latent_resize::Interpolation;
 pub use load::{DeviceChoice, LoadOptions, ModelSource, Precision};
-pub use memory::{MemoryNeeds, MemoryPlan, Place};
+pub use memory::{MemoryPlan, Place};
 pub use preset::Preset;
 pub use request::{GenerationRequest, MaskedContent, MicroConditioning, Mode};
 pub use variation::Variation;
+
+use memory::Budget;
 
 use crate::denoiser::Denoiser;
 use crate::lora::{LoraFile, LoraReport, MergedLoras, Target};
@@ -169,7 +173,21 @@ pub struct Pipeline {
     prompts: PromptCache,
     preview: OnceLock<preview::LatentToRgb>,
     weight_bytes: u64,
-    memory: Option<MemoryNeeds>,
+    memory: Budget,
+    /// The last field: what the others free goes back to the device.
+    _memory: DeviceShare,
+}
+
+/// Gives memory back to the device when it is dropped, which is to be after the tensors that were in it.
+#[derive(Debug)]
+struct DeviceShare(Device);
+
+impl Drop for DeviceShare {
+    fn drop(&mut self) {
+        if let Err(error) = aquatint_kernels::give_back_memory(&self.0) {
+            tracing::warn!(%error, "memory could not be given back");
+        }
+    }
 }
 
 /// SDXL's second stage: another UNet and text encoder over the same latents.
@@ -230,9 +248,23 @@ impl Pipeline {
         self.prompts.counts()
     }
 
-    /// Forgets what can be computed again.
-    pub fn free_memory(&self) {
+    /// Runs of the VAE that were repeated in f32, because 16 bits could not hold what they computed.
+    pub fn repeated(&self) -> u64 {
+        self.vae.repeated()
+    }
+
+    /// Forgets what can be computed again, and gives free memory back to the device.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn free_memory(&self) -> Result<()> {
         self.prompts.clear();
+        Ok(aquatint_kernels::give_back_memory(&self.device)?)
+    }
+
+    /// What of the device's memory is taken, by whatever; `None` on the CPU.
+    pub fn device_memory(&self) -> Option<DeviceMemory> {
+        DeviceMemory::of(&self.device)
     }
 
     /// What its weights take in their files, which is about what they take on the device.
@@ -242,7 +274,7 @@ impl Pipeline {
 
     /// Makes the picture of finished latents, at the size that was asked for.
     pub fn decode(&self, denoising: &Denoising) -> Result<RgbImage> {
-        self.decode_with(denoising, self.vae_tiling)
+        self.decode_with(denoising, self.tiles(denoising.extent.pixels as usize))
     }
 
     /// The same in overlapping tiles: less memory, and seams that are blended.

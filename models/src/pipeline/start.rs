@@ -43,6 +43,7 @@ impl Pipeline {
         }
         let cfg_scale = self.cfg_scale(request, guidance_scale)?;
         let guided = cfg_scale.is_some();
+        let features = request.step_cache.map(|cache| cache.features(&self.denoiser)).transpose()?.flatten();
         let rounded = |side: usize| side.next_multiple_of(info.multiple_px);
         let (rows, columns) = (rounded(height), rounded(width));
 
@@ -63,7 +64,8 @@ impl Pipeline {
             start_at_strength(&mut sampler, strength)?;
         }
         let refiner = self.start_refiner(request, &mut sampler, steps, guidance_scale, (rows, columns))?;
-        self.check_memory(request, (rows, columns))?;
+        let extent = self.extent(request, (rows, columns), if guided { 2 } else { 1 });
+        self.memory.check(&extent, self.memory.room_on(&self.device))?;
         let timesteps = &sampler.timesteps()[sampler.position()..sampler.len()];
         let context = self.context(request, guidance_scale, guided, (rows, columns), timesteps)?;
         let mut noise = TorchGenerator::new(request.seed);
@@ -74,32 +76,41 @@ impl Pipeline {
             latents,
             denoised: None,
             noise,
-            stage: Stage { sampler, context, guidance_scale: cfg_scale, refining: false },
+            stage: Stage {
+                began_at: sampler.position(),
+                sampler,
+                context,
+                guidance_scale: cfg_scale,
+                refining: false,
+                features,
+            },
             refiner,
             inpaint,
+            extent,
             done: 0,
         })
     }
 
-    /// Refuses what would not fit, where it is known what fits.
-    fn check_memory(&self, request: &GenerationRequest, size: (usize, usize)) -> Result<()> {
-        match (&self.memory, &self.info.memory) {
-            (Some(needs), Some(plan)) => needs.check(plan, &self.extent(request, size)),
-            _ => Ok(()),
-        }
-    }
-
-    /// The most that is in memory while a picture is made, in bytes, by the planner's estimate; `None` where there is
-    /// none.
-    pub fn memory_for(&self, request: &GenerationRequest) -> Option<u64> {
+    /// The most that is in memory while a picture is made, in bytes, by the planner's estimate. Guidance is taken to be
+    /// what the request or the model says.
+    pub fn memory_for(&self, request: &GenerationRequest) -> u64 {
         let side = |side: Option<usize>| {
             side.unwrap_or(self.info.native_size_px).next_multiple_of(self.info.multiple_px)
         };
-        let extent = self.extent(request, (side(request.height), side(request.width)));
-        Some(self.info.memory?.peak(self.memory.as_ref()?, &extent))
+        let guidance_scale = request.guidance_scale.unwrap_or(self.info.guidance_scale);
+        let guided = self.cfg_scale(request, guidance_scale).is_ok_and(|scale| scale.is_some());
+        let size = (side(request.height), side(request.width));
+        let extent = self.extent(request, size, if guided { 2 } else { 1 });
+        self.memory.peak(&extent, self.vae_tiling)
     }
 
-    fn extent(&self, request: &GenerationRequest, (rows, columns): (usize, usize)) -> Extent {
+    /// Whether the VAE works in tiles: because that was asked for, or nothing else fits.
+    pub(super) fn tiles(&self, pixels: usize) -> bool {
+        let picture = Extent { pixels: pixels as u64, image_tokens: 0, text_tokens: 0, samples: 0 };
+        self.vae_tiling || self.memory.needs_tiles(&picture, self.memory.room_on(&self.device))
+    }
+
+    fn extent(&self, request: &GenerationRequest, (rows, columns): (usize, usize), samples: u64) -> Extent {
         let tokens = (rows / self.info.multiple_px) * (columns / self.info.multiple_px);
         let reference = match request.mode {
             Mode::TextToImage => 0,
@@ -110,6 +121,7 @@ impl Pipeline {
             pixels: (rows * columns) as u64,
             image_tokens: tokens as u64 + reference,
             text_tokens: request.max_sequence_length.unwrap_or(self.max_sequence_length) as u64,
+            samples,
         }
     }
 
@@ -152,7 +164,15 @@ impl Pipeline {
         sampler.start_at(sampler.index_of_denoising_start(refiner.starts_at));
         let guided = guidance_scale > 1.0;
         let context = self.refiner_context(refiner, request, guided, size)?;
-        Ok(Some(Stage { sampler, context, guidance_scale: guided.then_some(guidance_scale), refining: true }))
+        Ok(Some(Stage {
+            began_at: sampler.position(),
+            sampler,
+            context,
+            guidance_scale: guided.then_some(guidance_scale),
+            refining: true,
+            // Its few steps are all computed.
+            features: None,
+        }))
     }
 
     fn first_latents(
@@ -249,7 +269,8 @@ impl Pipeline {
 
     /// Scaled latents of a picture, one sample of the distribution the VAE gives.
     fn encode_picture(&self, pixels: &Tensor, noise: &Tensor) -> Result<Tensor> {
-        let distribution = match self.vae_tiling {
+        let (_, rows, columns, _) = pixels.dims4()?;
+        let distribution = match self.tiles(rows * columns) {
             true => self.vae.encode_tiled(pixels, self.vae.config().tile_px())?,
             false => self.vae.encode(pixels)?,
         };

@@ -34,7 +34,13 @@ fn health_of(app: &App) -> Value {
         "status": "healthy",
         "state": state,
         "loading": app.engine.loading().map(|l| {
-            json!({"model": l.model, "read_bytes": l.read_bytes, "weight_bytes": l.weight_bytes})
+            json!({
+                "model": l.model,
+                "downloaded_bytes": l.downloaded_bytes,
+                "download_bytes": l.download_bytes,
+                "read_bytes": l.read_bytes,
+                "weight_bytes": l.weight_bytes,
+            })
         }),
         // A text at all times: clients look for "cuda" in it.
         "device": model.map_or("loading", |m| &m.device),
@@ -42,6 +48,10 @@ fn health_of(app: &App) -> Value {
         "family": model.map(|m| m.family.name()),
         "fallback_for": model.map(|m| &m.fallback_for),
         "memory": model.and_then(|m| m.memory).map(|plan| plan.to_string()),
+        "device_memory": app.engine.meter().memory.get().map(|m| {
+            json!({"total_bytes": m.total, "free_bytes": m.free, "held_bytes": m.held, "used_bytes": m.used,
+                "peak_bytes": m.peak})
+        }),
         "random_weights": model.map(|m| m.random_weights),
         "optimizations": {
             "steps": model.map(|m| default_steps(app, app.preset).unwrap_or(m.num_inference_steps)),

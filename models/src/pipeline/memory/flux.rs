@@ -12,8 +12,7 @@
 
 use std::fmt;
 
-use candle_core::Device;
-
+use super::{Extent, TILE_PIXELS, gigabytes};
 use crate::{Error, Result};
 
 /// Bytes of a model's weights in the types they would be held in.
@@ -50,17 +49,6 @@ pub struct Widths {
     pub activation: u64,
 }
 
-/// A picture and its prompt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Extent {
-    /// Pixels of the picture.
-    pub pixels: u64,
-    /// Image tokens, those of a reference picture included.
-    pub image_tokens: u64,
-    /// Text tokens.
-    pub text_tokens: u64,
-}
-
 /// Where a part of the model is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
@@ -87,63 +75,39 @@ pub struct MemoryPlan {
     pub peak_bytes: u64,
 }
 
-/// Pixels of a tile of the VAE.
-const TILE_PIXELS: u64 = 512 * 512;
-/// What the program and the allocator take beside tensors.
-const OVERHEAD_BYTES: u64 = 64 << 20;
 /// Q8_0 holds 32 weights in 34 bytes.
 const Q8_0_OF_16_BITS: (u64, u64) = (17, 32);
 
 /// What decides about memory: of a model, and of the device it is on.
 #[derive(Clone, Copy, Debug)]
-pub struct MemoryNeeds {
+pub struct FluxNeeds {
     /// Of its weights.
     pub sizes: WeightSizes,
     /// Of its activations.
     pub widths: Widths,
-    /// Bytes that may be taken.
-    pub room: u64,
-}
-
-impl MemoryNeeds {
-    /// Refuses a picture that would not fit, before anything is computed for it.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] names what it needs and what there is.
-    pub fn check(&self, plan: &MemoryPlan, extent: &Extent) -> Result<()> {
-        let peak = plan.peak(self, extent);
-        if peak <= self.room {
-            return Ok(());
-        }
-        Err(Error::invalid(format!(
-            "width and height: {} pixels need {} of memory, {} are there: take a smaller picture",
-            extent.pixels,
-            gigabytes(peak),
-            gigabytes(self.room)
-        )))
-    }
+    /// What is taken beside tensors; see [`super::overhead`].
+    pub overhead: u64,
 }
 
 impl MemoryPlan {
     /// The plan that keeps most in memory and fits into `room` bytes.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where none does; it says what the least would be.
-    pub fn new(needs: &MemoryNeeds, extent: &Extent) -> Result<Self> {
-        let MemoryNeeds { sizes, room, .. } = needs;
+    /// [`Error::NoRoom`] where none does; it says what the least would be.
+    pub fn new(needs: &FluxNeeds, room: u64, extent: &Extent) -> Result<Self> {
         let mut least = u64::MAX;
-        for plan in Self::choices(sizes) {
+        for plan in Self::choices(&needs.sizes) {
             let peak_bytes = plan.peak(needs, extent);
-            if peak_bytes <= *room {
+            if peak_bytes <= room {
                 return Ok(Self { peak_bytes, ..plan });
             }
             least = least.min(peak_bytes);
         }
-        Err(Error::invalid(format!(
+        Err(Error::NoRoom(format!(
             "this model needs at least {} of memory, {} are free: take a quantised checkpoint (GGUF Q4_K), a smaller \
              picture, or free memory",
             gigabytes(least),
-            gigabytes(*room)
+            gigabytes(room)
         )))
     }
 
@@ -185,8 +149,8 @@ impl MemoryPlan {
     }
 
     /// The most that is in memory at a time: while T5 runs, while the modulation is computed, in a step, or in the VAE.
-    pub fn peak(&self, needs: &MemoryNeeds, extent: &Extent) -> u64 {
-        let MemoryNeeds { sizes, widths, .. } = needs;
+    pub fn peak(&self, needs: &FluxNeeds, extent: &Extent) -> u64 {
+        let FluxNeeds { sizes, widths, overhead } = needs;
         let held = |bytes: u64| {
             let (numerator, denominator) = if self.eight_bits { Q8_0_OF_16_BITS } else { (1, 1) };
             bytes / denominator * numerator
@@ -205,7 +169,7 @@ impl MemoryPlan {
         let decode =
             vae_bytes(widths, if self.vae_tiling { extent.pixels.min(TILE_PIXELS) } else { extent.pixels })
                 + extent.pixels * 3 * 4;
-        OVERHEAD_BYTES + weights + t5.max(modulation).max(step).max(decode)
+        overhead + weights + t5.max(modulation).max(step).max(decode)
     }
 }
 
@@ -214,18 +178,13 @@ impl MemoryPlan {
 fn step_bytes(widths: &Widths, extent: &Extent) -> u64 {
     let tokens = extent.image_tokens + extent.text_tokens;
     // In units of the width: 2 + 3 + 4 + 5, and the output.
-    tokens * 15 * widths.hidden * widths.activation
+    extent.samples * tokens * 15 * widths.hidden * widths.activation
 }
 
 /// Features of the VAE's decoder at their most, in its last blocks: four tensors at full size, one of them twice as
 /// wide.
 fn vae_bytes(widths: &Widths, pixels: u64) -> u64 {
     pixels * 5 * widths.vae * widths.activation
-}
-
-/// `12.3 GB`
-fn gigabytes(bytes: u64) -> String {
-    format!("{:.1} GB", bytes as f64 / 1e9)
 }
 
 impl fmt::Display for MemoryPlan {
@@ -244,34 +203,6 @@ impl fmt::Display for MemoryPlan {
     }
 }
 
-/// Bytes that are free on a device, and that a container's limit leaves.
-pub(super) fn free_bytes(device: &Device) -> Option<u64> {
-    if !device.is_cpu() {
-        return free_on_gpu();
-    }
-    let read = |path: &str| std::fs::read_to_string(path).ok();
-    let available = read("/proc/meminfo").and_then(|text| {
-        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
-    });
-    let number = |path: &str| read(path)?.trim().parse::<u64>().ok();
-    let limit = number("/sys/fs/cgroup/memory.max")
-        .zip(number("/sys/fs/cgroup/memory.current"))
-        .map(|(limit, used)| limit.saturating_sub(used));
-    available.into_iter().chain(limit).min()
-}
-
-#[cfg(feature = "cuda")]
-fn free_on_gpu() -> Option<u64> {
-    let (free, _) = candle_core::cuda_backend::cudarc::driver::result::mem_get_info().ok()?;
-    Some(free as u64)
-}
-
-#[cfg(not(feature = "cuda"))]
-fn free_on_gpu() -> Option<u64> {
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -279,10 +210,10 @@ mod tests {
     const GB: u64 = 1_000_000_000;
 
     /// FLUX.1 dev as published, its transformer and T5 stored in so many bits a weight.
-    fn flux_dev(bits: f64, t5_bits: f64) -> MemoryNeeds {
+    fn flux_dev(bits: f64, t5_bits: f64) -> FluxNeeds {
         let (blocks, modulation, embedders, t5) = (8.606e9, 3.25e9, 13e6, 4.762e9);
         let bytes = |parameters: f64, bits: f64| (parameters * bits / 8.0) as u64;
-        MemoryNeeds {
+        FluxNeeds {
             sizes: WeightSizes {
                 blocks: bytes(blocks, bits),
                 modulation: bytes(modulation, bits),
@@ -296,14 +227,14 @@ mod tests {
                 can_shrink: bits >= 16.0,
             },
             widths: Widths { hidden: 3072, t5_inner: 10240, vae: 128, activation: 4 },
-            room: 0,
+            overhead: 64 << 20,
         }
     }
 
-    const SQUARE: Extent = Extent { pixels: 1 << 20, image_tokens: 4096, text_tokens: 512 };
+    const SQUARE: Extent = Extent { pixels: 1 << 20, image_tokens: 4096, text_tokens: 512, samples: 1 };
 
-    fn plan(needs: MemoryNeeds, room: u64) -> Result<MemoryPlan> {
-        MemoryPlan::new(&MemoryNeeds { room, ..needs }, &SQUARE)
+    fn plan(needs: FluxNeeds, room: u64) -> Result<MemoryPlan> {
+        MemoryPlan::new(&needs, room, &SQUARE)
     }
 
     #[test]
@@ -335,16 +266,6 @@ mod tests {
                 last = plan.peak_bytes;
             }
         }
-    }
-
-    #[test]
-    fn a_picture_that_would_not_fit_is_refused_before_it_begins() {
-        let needs = MemoryNeeds { room: 24 * GB, ..flux_dev(16.0, 16.0) };
-        let plan = MemoryPlan::new(&needs, &SQUARE).unwrap();
-        assert!(needs.check(&plan, &SQUARE).is_ok());
-        let large = Extent { pixels: 1 << 23, image_tokens: 1 << 15, text_tokens: 512 };
-        let refused = needs.check(&plan, &large).unwrap_err().to_string();
-        assert!(refused.contains("8388608 pixels") && refused.contains("24.0 GB are there"), "{refused}");
     }
 
     /// `cargo test -p aquatint-models --lib memory -- --nocapture --ignored` prints the table of the documentation.

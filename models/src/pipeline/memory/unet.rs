@@ -1,0 +1,247 @@
+//! What Stable Diffusion takes: all weights, and the most of the activations.
+//!
+//! The sums follow the code they are of, `UNet2DCondition::forward` and the VAE's `Decoder::forward`, tensor by tensor;
+//! a test compares them with what a run takes.
+
+use std::path::Path;
+
+use candle_core::{DType, Device};
+
+use super::{Extent, TILE_PIXELS, gigabytes, overhead};
+use crate::checkpoint::ModelFolder;
+use crate::denoiser::UnetConfig;
+use crate::pipeline::LoadOptions;
+use crate::vae::AutoencoderKlConfig;
+use crate::{Error, Result};
+
+/// Pixels of a side beyond which no model was trained.
+const LARGEST_NATIVE_PX: usize = 4096;
+
+/// What decides about memory.
+#[derive(Clone, Debug)]
+pub struct UnetNeeds {
+    /// Bytes of all weights.
+    pub weights: u64,
+    /// The denoiser, and the refiner's.
+    pub unets: Vec<UnetConfig>,
+    /// Bytes of an activation in the denoiser.
+    pub activation: u64,
+    /// Channels of the VAE, finest first.
+    pub vae_channels: Vec<usize>,
+    /// Bytes of an activation in the VAE.
+    pub vae_activation: u64,
+    /// What is taken beside tensors; see [`super::overhead`].
+    pub overhead: u64,
+}
+
+impl UnetNeeds {
+    /// What can be said from configs and the heads of files. Types of activations are known better once the weights are
+    /// there.
+    ///
+    /// # Errors
+    /// A config of the refiner that cannot be read.
+    pub fn before_loading(
+        folder: &ModelFolder,
+        options: &LoadOptions,
+        (unet, vae): (&UnetConfig, &AutoencoderKlConfig),
+        device: &Device,
+    ) -> Result<Self> {
+        let dtype = options.precision.dtype(device);
+        // Small parts in 16 bits are widened; what cannot be read is told by who reads it.
+        let of_file = |path: &Path, times: u64| path.metadata().map_or(0, |file| times * file.len());
+        let part = |folder: &ModelFolder, name: &str, file: Option<&Path>, times| match file {
+            Some(path) => of_file(path, times),
+            None => folder.held_bytes(name, dtype, device.is_cpu()).unwrap_or(0),
+        };
+        let mut weights = part(folder, "unet", options.unet.as_deref(), 1)
+            + part(folder, "vae", options.vae.as_deref(), 2)
+            + part(folder, "text_encoder", options.text_encoder.as_deref(), 2)
+            + part(folder, "text_encoder_2", None, 1);
+        let mut unets = vec![unet.clone()];
+        if let Some(path) = &options.refiner {
+            let refiner = ModelFolder::open(path)?;
+            weights += part(&refiner, "unet", None, 1) + part(&refiner, "text_encoder_2", None, 1);
+            unets.push(refiner.json("unet/config.json")?);
+        }
+        let wide = device.is_cpu() || dtype == Some(DType::F32);
+        Ok(Self {
+            weights,
+            unets,
+            activation: if wide { 4 } else { 2 },
+            vae_channels: vae.block_out_channels.clone(),
+            vae_activation: if wide || vae.force_upcast { 4 } else { 2 },
+            overhead: overhead(device),
+        })
+    }
+
+    /// Refuses a model that has no room for a picture of its own size, without guidance and with the VAE in tiles.
+    ///
+    /// # Errors
+    /// [`Error::NoRoom`] names what it needs and what there is.
+    pub fn check_model(&self, room: u64) -> Result<()> {
+        let latents = self.unets.first().map_or(0, UnetConfig::native_latent_size);
+        let side = latents.saturating_mul(8).min(LARGEST_NATIVE_PX) as u64;
+        let extent = Extent { pixels: side * side, image_tokens: 0, text_tokens: 0, samples: 1 };
+        let least = self.peak(&extent, true);
+        if least <= room {
+            return Ok(());
+        }
+        Err(Error::NoRoom(format!(
+            "this model needs at least {} of memory, {} are free: take a smaller one or one in 16 bits, or free memory",
+            gigabytes(least),
+            gigabytes(room)
+        )))
+    }
+
+    /// The most that is in memory at a time, in a step or in the VAE, `tiled` or not.
+    pub fn peak(&self, extent: &Extent, tiled: bool) -> u64 {
+        let latents = at_level(extent.pixels as f64, self.vae_channels.len().saturating_sub(1));
+        let step = self.unets.iter().map(|unet| step_values(unet, latents)).fold(0.0, f64::max);
+        let step = step * extent.samples as f64 * self.activation as f64;
+        let at_once = if tiled { extent.pixels.min(TILE_PIXELS) } else { extent.pixels };
+        let decode = decode_values(&self.vae_channels, at_once as f64) * self.vae_activation as f64
+            // The picture, and the tiles it is put together of, in f32.
+            + extent.pixels as f64 * 3.0 * 4.0 * 2.0;
+        self.overhead.saturating_add(self.weights).saturating_add(step.max(decode) as u64)
+    }
+}
+
+// Sums are of f64: a config, which is checked later, may hold any numbers.
+
+/// Pixels of a level, each of which has half the sides of the one before.
+fn at_level(pixels: f64, level: usize) -> f64 {
+    (pixels / 4f64.powi(i32::try_from(level).unwrap_or(i32::MAX))).ceil()
+}
+
+/// Values that are in memory at the most while a sample of so many latents goes through the UNet.
+fn step_values(unet: &UnetConfig, latents: f64) -> f64 {
+    /// More residual blocks at one level than any model has.
+    const LAYERS: usize = 64;
+    let channels: Vec<f64> = unet.block_out_channels.iter().map(|&c| c as f64).collect();
+    let (blocks, first) = (channels.len(), channels.first().copied().unwrap_or(0.0));
+    let attends =
+        |types: &[String], block: usize| types.get(block).is_some_and(|t| t.starts_with("CrossAttn"));
+    // What comes down is kept for the way up.
+    let mut skips = vec![first * latents];
+    let (mut peak, mut from) = (0f64, first);
+    for (level, &out) in channels.iter().enumerate() {
+        let pixels = at_level(latents, level);
+        for _ in 0..unet.layers(level).min(LAYERS) {
+            let layer = layer_values(from, out, pixels, attends(&unet.down_block_types, level));
+            peak = peak.max(skips.iter().sum::<f64>() + layer);
+            skips.push(out * pixels);
+            from = out;
+        }
+        if level + 1 < blocks {
+            skips.push(out * at_level(latents, level + 1));
+        }
+    }
+    let coarsest = at_level(latents, blocks.saturating_sub(1));
+    peak = peak.max(skips.iter().sum::<f64>() + from * coarsest + layer_values(from, from, coarsest, true));
+    for (block, level) in (0..blocks).rev().enumerate() {
+        let (out, pixels) = (channels[level], at_level(latents, level));
+        for _ in 0..=unet.layers(level).min(LAYERS) {
+            // Joined, and apart.
+            let skip = skips.last().copied().unwrap_or(0.0) / pixels.max(1.0);
+            let kept = skips.iter().sum::<f64>() + (2.0 * from + skip) * pixels;
+            let layer = layer_values(from + skip, out, pixels, attends(&unet.up_block_types, block));
+            peak = peak.max(kept + layer);
+            skips.pop();
+            from = out;
+        }
+        if level > 0 {
+            // Before, upsampled, and after.
+            let around = out * (pixels + 2.0 * at_level(latents, level - 1));
+            peak = peak.max(skips.iter().sum::<f64>() + around);
+        }
+    }
+    peak
+}
+
+/// A residual block and the transformer behind it, without the block's input.
+fn layer_values(from: f64, out: f64, pixels: f64, attends: bool) -> f64 {
+    // Its result; then, over the tokens: what came into the block, what was normalised first, the sums after both
+    // attentions, what is normalised, and the feed-forward layer's eight widths and their gated half.
+    let transformer = if attends { (1.0 + 17.0) * out * pixels } else { 0.0 };
+    resnet_values(from, out, pixels).max(transformer)
+}
+
+/// A residual block, without its input: normalised and convolved, or both and the shortcut's, with the result.
+fn resnet_values(from: f64, out: f64, pixels: f64) -> f64 {
+    let shortcut = if from == out { 0.0 } else { out };
+    pixels * (from + out).max(2.0 * out + shortcut)
+}
+
+/// Values that are in memory at the most while the VAE decodes so many pixels.
+fn decode_values(channels: &[usize], pixels: f64) -> f64 {
+    let (mut peak, mut from) = (0f64, channels.last().copied().unwrap_or(0) as f64);
+    for (level, &out) in channels.iter().enumerate().rev() {
+        let (out, pixels) = (out as f64, at_level(pixels, level));
+        // Before, upsampled, and after.
+        let around = if level + 1 < channels.len() { from * 2.25 * pixels } else { 0.0 };
+        peak = peak.max(around).max(from * pixels + resnet_values(from, out, pixels));
+        from = out;
+    }
+    peak
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_vae_of_stable_diffusion_is_five_of_its_widths() {
+        // Two of 256 and one of 128 channels in the first residual block at full size.
+        assert_eq!(decode_values(&[128, 256, 512, 512], 1e6), 5.0 * 128.0 * 1e6);
+    }
+
+    #[test]
+    fn a_step_grows_with_pixels_and_samples() {
+        let unet = UnetConfig::default();
+        let (small, large) = (step_values(&unet, 4096.0), step_values(&unet, 16384.0));
+        assert!((3.9..4.1).contains(&(large / small)));
+        let needs = UnetNeeds {
+            weights: 7,
+            unets: vec![unet],
+            activation: 2,
+            vae_channels: vec![4, 4, 4, 4],
+            vae_activation: 4,
+            overhead: 11,
+        };
+        let extent = |samples| Extent { pixels: 512 * 512, image_tokens: 0, text_tokens: 77, samples };
+        assert_eq!(needs.peak(&extent(1), false), 18 + 2 * small as u64);
+        assert_eq!(needs.peak(&extent(8), false), 18 + 16 * small as u64);
+    }
+
+    #[test]
+    fn a_model_without_room_for_its_own_size_is_refused() {
+        let needs = UnetNeeds {
+            weights: 2_000_000_000,
+            unets: vec![UnetConfig::default()],
+            activation: 2,
+            vae_channels: vec![128, 256, 512, 512],
+            vae_activation: 4,
+            overhead: 0,
+        };
+        assert!(needs.check_model(4_000_000_000).is_ok());
+        let refused = needs.check_model(2_100_000_000).unwrap_err();
+        assert!(matches!(&refused, Error::NoRoom(text) if text.contains("2.1 GB are free")), "{refused}");
+    }
+
+    #[test]
+    fn configs_that_nobody_checked_give_some_number() {
+        let none = UnetConfig { block_out_channels: Vec::new(), ..UnetConfig::default() };
+        assert_eq!((step_values(&none, 4096.0), decode_values(&[], 4096.0)), (0.0, 0.0));
+        let absurd = UnetConfig { block_out_channels: vec![usize::MAX; 100], ..UnetConfig::default() };
+        let needs = UnetNeeds {
+            weights: u64::MAX,
+            unets: vec![absurd],
+            activation: 2,
+            vae_channels: vec![usize::MAX; 40],
+            vae_activation: 4,
+            overhead: 1,
+        };
+        let extent = Extent { pixels: u64::MAX, image_tokens: 0, text_tokens: 77, samples: u64::MAX };
+        assert_eq!(needs.peak(&extent, true), u64::MAX);
+    }
+}
