@@ -39,11 +39,6 @@ pub(crate) const BIAS: i64 = 4;
 pub(crate) const Y: i64 = 5;
 
 impl Attention {
-    /// Whether there can be a plan: half types alone, and 16 bytes of a head at a time.
-    pub(super) fn is_possible(&self) -> bool {
-        self.of != DataType::F32 && self.d.is_multiple_of(8)
-    }
-
     pub(super) fn graph(&self) -> Graph {
         let n = |n: usize| n as i64;
         let (batch, heads, d, queries, keys) =

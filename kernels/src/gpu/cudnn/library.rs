@@ -40,15 +40,15 @@ impl Library {
     /// Says that the library is not there, lacks a function, or is too old.
     pub(super) fn open() -> Result<&'static Self, String> {
         static LIBRARY: OnceLock<Result<Library, String>> = OnceLock::new();
-        LIBRARY.get_or_init(Self::load).as_ref().map_err(Clone::clone)
+        LIBRARY.get_or_init(|| Self::load(NAME)).as_ref().map_err(Clone::clone)
     }
 
-    fn load() -> Result<Self, String> {
+    fn load(name: &CStr) -> Result<Self, String> {
         const RTLD_NOW: c_int = 2;
         // SAFETY: a name that ends with 0. The library is NVIDIA's, whose initialisers may run.
-        let library = unsafe { dlopen(NAME.as_ptr(), RTLD_NOW) };
+        let library = unsafe { dlopen(name.as_ptr(), RTLD_NOW) };
         if library.is_null() {
-            return Err(format!("{} is not there", NAME.to_string_lossy()));
+            return Err(format!("{} is not there", name.to_string_lossy()));
         }
         // Takes the type of the function from where it is put.
         macro_rules! function {
@@ -56,7 +56,7 @@ impl Library {
                 // SAFETY: an open library, and a name that ends with 0.
                 let function = unsafe { dlsym(library, $name.as_ptr()) };
                 if function.is_null() {
-                    return Err(format!("{} has no {}", NAME.to_string_lossy(), $name.to_string_lossy()));
+                    return Err(format!("{} has no {}", name.to_string_lossy(), $name.to_string_lossy()));
                 }
                 // SAFETY: cuDNN's function of this name has this type in all versions 9.
                 unsafe { std::mem::transmute_copy(&function) }
@@ -98,5 +98,58 @@ impl Library {
         unsafe { (self.get_last_error)(text.as_mut_ptr().cast(), text.len()) };
         let text = CStr::from_bytes_until_nul(&text).map(CStr::to_string_lossy).unwrap_or_default();
         Err(format!("cuDNN: {}: status {status}: {}", what(), text.trim()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CString;
+    use std::process::Command;
+
+    use super::*;
+
+    const FUNCTIONS: [&str; 10] = [
+        "cudnnGetVersion",
+        "cudnnGetLastErrorString",
+        "cudnnCreate",
+        "cudnnSetStream",
+        "cudnnBackendCreateDescriptor",
+        "cudnnBackendDestroyDescriptor",
+        "cudnnBackendFinalize",
+        "cudnnBackendSetAttribute",
+        "cudnnBackendGetAttribute",
+        "cudnnBackendExecute",
+    ];
+
+    /// Opens a library with these functions, each of which returns `number`.
+    fn stand_in(functions: &[&str], number: usize) -> Result<Library, String> {
+        let path = std::env::temp_dir().join(format!("aquatint-cudnn-{}-{number}.so", std::process::id()));
+        let source = path.with_extension("c");
+        let text =
+            functions.iter().map(|name| format!("unsigned long {name}(void) {{ return {number}; }}\n"));
+        std::fs::write(&source, text.collect::<String>()).unwrap();
+        let compiled =
+            Command::new("cc").args(["-shared", "-fPIC", "-w"]).arg(&source).arg("-o").arg(&path).status();
+        assert!(compiled.is_ok_and(|s| s.success()), "cc, which this test needs");
+        let library = Library::load(&CString::new(path.to_str().unwrap()).unwrap());
+        for file in [source, path] {
+            std::fs::remove_file(file).unwrap();
+        }
+        library
+    }
+
+    #[test]
+    fn what_is_missing_is_said() {
+        let error = |result: Result<Library, String>| result.map(|_| ()).unwrap_err();
+        assert_eq!(error(Library::load(c"libcudnn.so.0")), "libcudnn.so.0 is not there");
+        assert!(error(stand_in(&FUNCTIONS[..5], 92_000)).ends_with(" has no cudnnBackendDestroyDescriptor"));
+        assert_eq!(error(stand_in(&FUNCTIONS, 91_001)), "cuDNN 91001 is there, 91002 or newer is needed");
+        let library = stand_in(&FUNCTIONS, 91_002).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(library.version(), 91_002);
+        assert_eq!(library.check(0, || unreachable!()), Ok(()));
+        assert_eq!(
+            library.check(3000, || "a plan".to_owned()),
+            Err("cuDNN: a plan: status 3000: ".to_owned())
+        );
     }
 }

@@ -43,11 +43,22 @@ impl Request {
         }
     }
 
+    /// Whether there may be a plan: what is known to have none is not asked for, as every engine would be tried.
+    fn is_possible(&self) -> bool {
+        match self {
+            // In f32 a bias is all that is fused.
+            Self::Convolution(c) => c.of != DataType::F32 || (c.bias != Some(Bias::PerSample) && !c.residual),
+            // Half types, and 16 bytes of a head at a time.
+            Self::Attention(a) => a.of != DataType::F32 && a.d.is_multiple_of(8),
+        }
+    }
+
     /// The request without its sizes, where its kernel is compiled when it is first wanted: requests that are equal but
-    /// for them share it. A convolution by itself is among cuDNN's own kernels.
+    /// for them share it. cuDNN has kernels ready for convolutions by themselves, and in f32 with a bias.
     fn compiled(&self) -> Option<Self> {
         match *self {
             Self::Convolution(Convolution { bias: None, residual: false, .. }) => None,
+            Self::Convolution(Convolution { of: DataType::F32, .. }) => None,
             Self::Convolution(c) => Some(Self::Convolution(Convolution {
                 batch: 0,
                 height: 0,
@@ -75,10 +86,8 @@ impl Planner {
     }
 
     fn plan(&mut self, request: &Request, target: Target<'_>) -> Result<Plan, String> {
-        if let Request::Attention(attention) = request
-            && !attention.is_possible()
-        {
-            return Err("cuDNN: attention is for f16 and bf16, on multiples of 8 channels".to_owned());
+        if !request.is_possible() {
+            return Err(format!("cuDNN: no engine takes {request:?}"));
         }
         let (graph, of) = request.graph();
         let compiled = request.compiled().map(|key| self.compiled.entry(key).or_default());
@@ -94,7 +103,8 @@ pub fn version() -> Result<usize, String> {
     Library::open().map(Library::version)
 }
 
-/// cuDNN on one GPU, with a plan for each shape that it has seen.
+/// cuDNN on one GPU, with a plan for each shape that it has seen. Plans stay, 0.1 MB of the host's memory each: captured
+/// graphs run their kernels.
 pub struct Session {
     planner: Planner,
     handle: Opaque,
@@ -190,4 +200,80 @@ impl Described {
 pub(super) fn evaluate(request: &Request, mut memory: HashMap<i64, Vec<f64>>, y: i64) -> Vec<f64> {
     evaluate::evaluate(&request.graph().0, &mut memory);
     memory.remove(&y).expect("a graph writes its result")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers that differ, for the tensors in memory of a request.
+    fn memory(request: &Request, y: i64) -> HashMap<i64, Vec<f64>> {
+        let mut state = 1u64;
+        let mut number = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 40) as f64 / f64::from(1 << 24) - 0.5
+        };
+        let outside = |t: &graph::Tensor| match t.place {
+            graph::Place::Outside(number) if number != y => Some((number, t.shape.iter().product::<i64>())),
+            _ => None,
+        };
+        let sizes: Vec<_> = request.graph().0.tensors.iter().filter_map(outside).collect();
+        sizes.into_iter().map(|(name, size)| (name, (0..size).map(|_| number()).collect())).collect()
+    }
+
+    /// The tests of the ops compare graphs with definitions; here is that each part of a request says something.
+    #[test]
+    fn every_part_of_a_request_counts() {
+        let c = Convolution {
+            of: DataType::F32,
+            batch: 2,
+            height: 4,
+            width: 4,
+            channels: 2,
+            out: 3,
+            kernel: [3, 3],
+            stride: 1,
+            before: [1, 1],
+            after: [1, 1],
+            bias: Some(Bias::PerSample),
+            residual: true,
+        };
+        let given = memory(&Request::Convolution(c), convolution::Y);
+        let result = |c| evaluate(&Request::Convolution(c), given.clone(), convolution::Y);
+        let all = result(c);
+        for other in [
+            Convolution { bias: None, ..c },
+            Convolution { bias: Some(Bias::Shared), ..c },
+            Convolution { residual: false, ..c },
+            Convolution { before: [0, 0], after: [2, 2], ..c },
+            Convolution { before: [2, 1], after: [0, 1], ..c },
+            Convolution { stride: 2, before: [3, 3], after: [3, 3], ..c },
+        ] {
+            assert_ne!(result(other), all, "{other:?}");
+        }
+
+        let scale = 0.5f32.to_bits();
+        let a = Attention {
+            of: DataType::F16,
+            batch: 2,
+            heads: 2,
+            d: 8,
+            queries: 3,
+            keys: 3,
+            scale,
+            causal: true,
+            bias: true,
+        };
+        let given = memory(&Request::Attention(a), attention::Y);
+        let result = |a| evaluate(&Request::Attention(a), given.clone(), attention::Y);
+        let all = result(a);
+        for other in [
+            Attention { causal: false, ..a },
+            Attention { bias: false, ..a },
+            Attention { scale: 0.25f32.to_bits(), ..a },
+            Attention { heads: 1, d: 16, bias: false, ..a },
+        ] {
+            assert_ne!(result(other), all, "{other:?}");
+        }
+    }
 }

@@ -67,13 +67,12 @@ impl Plan {
         for mode in [HEURISTIC_MODE_A, HEURISTIC_MODE_FALLBACK] {
             for config in configs(library, &whole, mode, target)? {
                 match descriptor(library, &config, of, target, compiled) {
-                    Ok(descriptor) => {
-                        let bytes = descriptor.get_int(PLAN_WORKSPACE_SIZE)?;
+                    Ok((descriptor, workspace_bytes)) => {
                         told.kept.extend(told.operations);
                         told.kept.extend([whole, config]);
                         return Ok(Self {
                             descriptor,
-                            workspace_bytes: usize::try_from(bytes).unwrap_or(0),
+                            workspace_bytes,
                             scalars: told.scalars,
                             _kept: told.kept,
                         });
@@ -248,14 +247,17 @@ fn configs(
     }
 }
 
-/// The plan of one engine.
+/// The most workspace that a plan may need: as much as the ops' own kernels take. Some engines would take gigabytes.
+const WORKSPACE_BYTES: usize = 256 << 20;
+
+/// The plan of one engine, and its workspace.
 fn descriptor(
     library: &'static Library,
     config: &Descriptor,
     of: DataType,
     target: Target<'_>,
     compiled: Option<&Descriptor>,
-) -> Result<Descriptor, String> {
+) -> Result<(Descriptor, usize), String> {
     for engine in config.get_descriptors(CONFIG_ENGINE, Kind::Engine, 1)? {
         let notes = engine.get_numbers(ENGINE_NUMERICAL_NOTE, Type::NumericalNote)?;
         if let Some(note) = notes.into_iter().find(|note| is_inexact(*note, of)) {
@@ -267,11 +269,16 @@ fn descriptor(
         Some(cache) => plan.descriptors(PLAN_KERNEL_CACHE, &[cache])?,
         None => plan,
     };
-    match target {
+    let plan = match target {
         Target::Handle(handle) => plan.handle(PLAN_HANDLE, handle)?,
         Target::Described(device) => plan.descriptors(PLAN_DEVICE, &[device])?,
+    };
+    let plan = plan.finish()?;
+    let bytes = usize::try_from(plan.get_int(PLAN_WORKSPACE_SIZE)?).unwrap_or(usize::MAX);
+    if bytes > WORKSPACE_BYTES {
+        return Err(format!("cuDNN: the engines left need {bytes} bytes of workspace"));
     }
-    .finish()
+    Ok((plan, bytes))
 }
 
 /// Whether an engine with this note is left out: one that sums in less than f32, transforms its inputs, whose sums have
