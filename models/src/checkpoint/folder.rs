@@ -42,7 +42,7 @@ const WEIGHTS: [&str; 4] = [
     "model.fp16.safetensors",
 ];
 
-/// From this size on, 16-bit weights are held as stored; below, widening them once is faster.
+/// Below this size what replaces 16-bit weights on the CPU, a merged LoRA say, is held in 32 bits.
 const WIDEN_BELOW_BYTES: u64 = 1 << 30;
 
 impl ModelFolder {
@@ -151,7 +151,7 @@ impl ModelFolder {
             Self::Embedded(files) => return embedded(files, component, dtype, device),
             Self::Disk(_) | Self::Single(_) => self.views(component)?,
         };
-        let widen = views.bytes() < WIDEN_BELOW_BYTES && !views.any_encoded();
+        let widen = device.is_cpu() && views.bytes() < WIDEN_BELOW_BYTES && !views.any_encoded();
         Ok(Weights::from_views(component, views, dtype.or(widen.then_some(DType::F32)), device))
     }
 
@@ -172,7 +172,8 @@ impl ModelFolder {
             Self::Disk(_) | Self::Single(_) => self.views(component)?,
             _ => return Ok(self.weight_bytes(component)),
         };
-        let dtype = dtype.or((views.bytes() < WIDEN_BELOW_BYTES).then_some(DType::F32));
+        let widen = on_cpu && views.bytes() < WIDEN_BELOW_BYTES && !views.any_encoded();
+        let dtype = dtype.or(widen.then_some(DType::F32));
         let bytes = |name: &String| {
             let elements: usize = views.shape(name).unwrap_or_default().iter().product();
             let (len, size) = match (dtype, views.stored_type(name)) {

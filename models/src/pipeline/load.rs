@@ -35,8 +35,7 @@ pub enum ModelSource {
 /// What weights are held in. Arithmetic on the CPU is f32 whatever this says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
-    /// As the checkpoint stores them, and f16 on GPUs that do not compute in bf16; small 16-bit components are widened
-    /// once.
+    /// As the checkpoint stores them, and f16 on GPUs that do not compute in bf16.
     #[default]
     Auto,
     /// 32 bits.
