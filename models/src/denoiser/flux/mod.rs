@@ -19,7 +19,7 @@ mod single_block;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use aquatint_kernels::{Rotation, modulated_layer_norm};
+use aquatint_kernels::{Recorder, Rotation, modulated_layer_norm};
 use candle_core::{DType, Tensor};
 
 use self::context::Sample;
@@ -56,6 +56,7 @@ pub struct FluxTransformer {
     blocks: Vec<(Block, Stage)>,
     proj_out: Arc<Linear>,
     modulation: Modulation,
+    recorder: Recorder,
     /// The angles of the last sequence's positions: they stay the same through all steps of a run.
     rotation: Mutex<Option<(Positions, Rotation)>>,
     /// Streamed weights come and go, so one run at a time may use them.
@@ -99,6 +100,7 @@ impl FluxTransformer {
             proj_out: weights.linear("proj_out", inner, config.out_channels(), true)?,
             blocks,
             modulation,
+            recorder: Recorder::default(),
             rotation: Mutex::default(),
             streaming: Mutex::default(),
             weights: weights.clone(),
@@ -181,30 +183,49 @@ impl FluxTransformer {
             )));
         }
         let rows = context.rows(timesteps)?;
-        let mut picture = self.residual.write(&self.x_embedder, &self.activations(&tokens)?)?;
-        if let Some(reference) = context.reference()? {
-            picture = Tensor::cat(&[&picture, &reference], 1)?;
-        }
-        let text = context.text()?;
+        let (text, reference) = (context.text()?, context.reference()?);
         let references = context.samples.first().map_or_else(Vec::new, |s| s.reference_sizes.clone());
         let positions = Positions { text: text.dim(1)?, picture: size, references };
-        let text_tokens = positions.text;
         let rotation = self.rotation(positions, x)?;
-        let h = self.run_blocks(text, picture, &rows, &rotation)?;
-        let h = h.narrow(1, text_tokens, size.0 * size.1)?.contiguous()?;
+        let [cos, sin] = rotation.tensors();
+        let inputs = [&tokens, &text, cos, sin].into_iter().chain(&reference).chain(&rows.0);
+        let outputs = self.recorder.run(&inputs.collect::<Vec<_>>(), |inputs| match inputs {
+            [tokens, text, cos, sin, rest @ ..] => {
+                let (reference, rows) = match (&reference, rest) {
+                    (Some(_), [reference, rows @ ..]) => (Some(reference), rows),
+                    _ => (None, rest),
+                };
+                let rotation = Rotation::from_tensors(cos.clone(), sin.clone())?;
+                Ok(vec![self.run(tokens, text, reference, &rotation, &Rows(rows.to_vec()))?])
+            }
+            _ => Err(Error::invalid("a transformer without inputs")),
+        })?;
+        let y = outputs.first().ok_or_else(|| Error::invalid("a transformer without an output"))?;
+        unpack(y, size)
+    }
+
+    /// From packed latents to packed output, f32: what differs from step to step is in tensors.
+    fn run(
+        &self,
+        tokens: &Tensor,
+        text: &Tensor,
+        reference: Option<&Tensor>,
+        rotation: &Rotation,
+        rows: &Rows,
+    ) -> Result<Tensor> {
+        let mut picture = self.residual.write(&self.x_embedder, &self.activations(tokens)?)?;
+        if let Some(reference) = reference {
+            picture = Tensor::cat(&[&picture, reference], 1)?;
+        }
+        let h = self.run_blocks(text.clone(), picture, rows, rotation)?;
+        let h = h.narrow(1, text.dim(1)?, tokens.dim(1)?)?.contiguous()?;
         let [scale, shift] = rows.of(self.modulation.layers().saturating_sub(1))?;
         let h = modulated_layer_norm(&h, &scale, &shift, self.residual.eps())?;
-        unpack(&self.proj_out.forward(&h)?.to_dtype(DType::F32)?, size)
+        Ok(self.proj_out.forward(&h)?.to_dtype(DType::F32)?)
     }
 
     /// All blocks; returns text and picture as one sequence.
-    fn run_blocks(
-        &self,
-        text: Tensor,
-        picture: Tensor,
-        rows: &Rows<'_>,
-        rotation: &Rotation,
-    ) -> Result<Tensor> {
+    fn run_blocks(&self, text: Tensor, picture: Tensor, rows: &Rows, rotation: &Rotation) -> Result<Tensor> {
         let _alone = self.streaming.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut text, mut picture, mut joined) = (text, picture, None);
         let doubles = self.config.num_layers;
