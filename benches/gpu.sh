@@ -1,169 +1,114 @@
 #!/usr/bin/env bash
 # Checks and timings on a machine with an NVIDIA GPU, which needs no Rust: programs are built elsewhere and brought.
 #
-#   benches/gpu.sh bundle          where Rust is: builds the programs into target/gpu, and says how large they are
-#   benches/gpu.sh dry-run         anywhere: each part up to its first call of the device
-#   benches/gpu.sh [part ...]      on the GPU: all parts, or some; a part that is done for this commit is left out
+#   benches/gpu.sh bundle          where Rust is: builds target/gpu/bundle.tar.xz, programs and wheels, below 64 MiB
+#   benches/gpu.sh dry-run [part]  anywhere: every part up to its first call of the device
+#   benches/gpu.sh [part ...]      on the GPU: all parts, or those whose names begin so; what is done is left out
+#   benches/gpu.sh report          writes benches/RESULTS.md from what there is
 #
-# Parts, in their order, each below 8 minutes: kernels, older, sanitizer, pictures, components. Each writes its rows to
-# target/gpu/results as it goes, and `report` puts what is there into benches/RESULTS.md.
-# The GPU machine needs the driver (R580 or newer) and CUDA 13's libraries: those of PyTorch's wheels are found. For
-# `components` also PyTorch and diffusers.
+# A part takes less than 8 minutes. With BUDGET_S=SECONDS no part is begun that could end later, and the script ends
+# with 75 where parts are left: call it again until it ends with 0. Every row is in benches/RESULTS.md at once.
+#
+# The GPU machine needs the driver (R580 or newer), Python with PyTorch for CUDA 13, whose wheels bring CUDA's libraries,
+# and this repository with target/gpu. Nothing is downloaded there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-bundle=target/gpu
-results=$bundle/results
-commit=$(cat "$bundle/commit" 2>/dev/null || git rev-parse --short HEAD)
+out=target/gpu
+bin=$out/bin
+results=$out/results
 python=${PYTHON:-python3}
-# PyTorch's wheels bring the libraries, in folders that the system does not look into.
-libraries=$("$python" -c 'import glob, site
-print(":".join(p for s in site.getsitepackages() for p in glob.glob(s + "/nvidia/*/lib")))' 2>/dev/null || true)
-export LD_LIBRARY_PATH="$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+started=$SECONDS
 dry=
 
+. benches/gpu/bundle.sh
+. benches/gpu/parts.sh
+
 say() { printf '== %s\n' "$*"; }
+fail() { echo "gpu.sh: $*" >&2; exit 1; }
+commit() { cat "$bin/commit" 2>/dev/null || git rev-parse --short HEAD; }
+rows() { "$python" benches/gpu/rows.py "$results/rows.jsonl" "$@"; }
 
-# Runs a command, or in a dry run only checks that its program is there.
+# Runs a command on the GPU. In a dry run it is run as well: it must come as far as asking for the GPU.
 on_gpu() {
-    local program=$1
-    [ "$program" = env ] && program=$(printf '%s\n' "$@" | sed -n '2,$p' | grep -v = | head -1)
-    command -v "$program" >/dev/null || { echo "$program is not there" >&2; return 1; }
-    if [ -n "$dry" ]; then echo "would run: $*"; else "$@"; fi
+    local said code=0
+    if [ -z "$dry" ]; then
+        "$@"
+        return
+    fi
+    said=$(timeout 300 "$@" 2>&1) || code=$?
+    if [ $code -eq 0 ] || ! grep -qiE "$NO_GPU" <<<"$said"; then
+        printf 'does not come as far as asking for a GPU (%s): %s\n%s\n' "$code" "$*" "$said" >&2
+        return 1
+    fi
+    echo "asks for a GPU: $*"
+}
+# What our programs and PyTorch say where there is none, and a program that was built without CUDA.
+NO_GPU='no cuda gpus|no usable gpu|without cuda|has no such device|no nvidia driver|not compiled with cuda|no gpu|cuda is not available|libcuda'
+
+# PyTorch's wheels bring CUDA's libraries, in folders that the system does not look into.
+find_libraries() {
+    local found
+    found=$("$python" -c 'import glob, site, sys
+print(":".join(p for s in site.getsitepackages() + sys.path for p in glob.glob(s + "/nvidia/*/lib")))' || true)
+    export LD_LIBRARY_PATH="$found${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 }
 
-build() {
-    local toolkit name
-    toolkit=$(scripts/cuda-home.sh)
-    eval "$toolkit"
-    export CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-80}
+# The programs and wheels of the bundle, unpacked once.
+unpack() {
     mkdir -p "$results"
-    cargo build --release --no-default-features --features cuda --bin aquatint --example component
-    for name in kernels kernels-75 kernels-80; do
-        # The older ones' code as PTX, which any newer GPU runs.
-        [ $name = kernels ] || export AQUATINT_KERNELS_AS=${name#*-}
-        cargo test --release --no-run --package aquatint-kernels --features cuda --message-format=json |
-            sed -n 's/.*"executable":"\([^"]*aquatint_kernels[^"]*\)".*/\1/p' | xargs -I{} cp {} "$bundle/$name"
+    if [ -f "$out/bundle.tar.xz" ] && [ "$out/bundle.tar.xz" -nt "$bin/commit" ]; then
+        tar -xJf "$out/bundle.tar.xz" -C "$out"
+        touch "$bin/commit"
+    fi
+    export PYTHONPATH="$PWD/$out/wheels${PYTHONPATH:+:$PYTHONPATH}" PATH="$PWD/$out/wheels/bin:$PATH"
+    export HF_HUB_OFFLINE=1 TORCHINDUCTOR_CACHE_DIR="$PWD/$out/inductor"
+}
+
+# Runs the parts that are asked for and not done.
+run() {
+    local part limit left=0 failed=0 done_file wanted
+    [ $# -gt 0 ] || set -- ''
+    for part in $(all_parts); do
+        wanted=
+        for prefix in "$@"; do [[ $part == "$prefix"* ]] && wanted=1; done
+        [ -n "$wanted" ] || continue
+        done_file=$results/done-$(commit)-$part
+        [ -z "$dry" ] && [ -e "$done_file" ] && { say "$part: done before"; continue; }
+        limit=$(limit_of "$part")
+        if [ -n "${BUDGET_S:-}" ] && [ $((SECONDS - started + limit)) -gt "$BUDGET_S" ]; then
+            left=$((left + 1))
+            continue
+        fi
+        say "$part"
+        # In a process of its own, so that it can be ended as a whole.
+        if part=$part dry=$dry timeout "$limit" bash -euo pipefail -c "$(declare -f); $(settings); run_part $part" 2>&1 |
+            tee "$results/$part.log"; then
+            [ -n "$dry" ] || touch "$done_file"
+        else
+            failed=$((failed + 1))
+            say "$part: FAILED"
+            [ -n "$dry" ] || rows add part="$part" who=ours work="$part" note='failed, or took longer than its limit'
+        fi
     done
-    cp target/release/aquatint target/release/examples/component "$bundle"
-    for name in aquatint component kernels kernels-75 kernels-80; do strip "$bundle/$name"; done
-    git rev-parse --short HEAD >"$bundle/commit"
-    du -ch "$bundle"/{aquatint,component,kernels,kernels-75,kernels-80} | tail -1
+    [ -n "$dry" ] || rows report >benches/RESULTS.md
+    [ $failed -eq 0 ] || exit 1
+    [ $left -eq 0 ] || { say "$left parts are left"; exit 75; }
 }
 
-device() { nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -1; }
+# What run_part needs beside the functions.
+settings() { declare -p out bin results python dry NO_GPU; }
 
-# Every op, type and shape against its definition on the CPU: the tests that an emulator runs elsewhere.
-part_kernels() {
-    on_gpu env AQUATINT_NEEDS_GPU=1 "$bundle/kernels" cuda_arm --test-threads 1
-}
-
-# The same through the code of the T4 and of the A10G.
-part_older() {
-    local of
-    for of in 75 80; do
-        on_gpu env AQUATINT_NEEDS_GPU=1 "$bundle/kernels-$of" cuda_arm --test-threads 1
-    done
-}
-
-part_sanitizer() {
-    on_gpu compute-sanitizer --error-exitcode 1 env AQUATINT_NEEDS_GPU=1 "$bundle/kernels" cuda_arm --test-threads 1
-}
-
-# The built-in model's pictures on the GPU in each type beside those of the CPU.
-part_pictures() {
-    local type
-    on_gpu "$bundle/aquatint" generate 'a red apple' --seed 1 --device cpu --out "$results/cpu.png"
-    for type in fp32 fp16 bf16; do
-        on_gpu "$bundle/aquatint" generate 'a red apple' --seed 1 --device cuda --dtype $type \
-            --out "$results/$type.png"
-        on_gpu "$python" - "$results/cpu.png" "$results/$type.png" <<'PY'
-import sys
-import numpy as np
-from PIL import Image
-a, b = (np.asarray(Image.open(p).convert("RGB"), dtype=float) for p in sys.argv[1:])
-error = np.mean((a - b) ** 2)
-ratio = 10 * np.log10(255**2 / error) if error else float("inf")
-print(f"{sys.argv[2]}: PSNR {ratio:.1f} dB against the CPU")
-sys.exit(ratio < 25)
-PY
-    done
-}
-
-# Components at full width beside diffusers, eager and compiled, on the same random weights.
-part_components() {
-    local model work row
-    for model in sdxl sd15; do
-        [ -d "$bundle/$model" ] || on_gpu "$python" benches/peers/full_width.py "$bundle/$model" $model
-    done
-    for work in "unet sdxl/unet 128 2 10" "vae sdxl/vae 128 1 5" "unet sd15/unet 64 2 20" "vae sd15/vae 64 1 10"; do
-        set -- $work
-        row="$1 $bundle/$2 $3 $4 $5"
-        for who in "ours $bundle/component" "diffusers $python benches/peers/component.py" \
-            "compiled env AQUATINT_COMPILE=1 $python benches/peers/component.py"; do
-            if [ -n "$dry" ]; then
-                on_gpu env AQUATINT_DEVICE=cuda ${who#* } $row
-            elif ! grep -q "^$commit|${who%% *}|$work|" "$results/rows" 2>/dev/null; then
-                echo "$commit|${who%% *}|$work|$(AQUATINT_DEVICE=cuda ${who#* } $row)" >>"$results/rows"
-            fi
-        done
-    done
-}
-
-report() {
-    "$python" - "$results/rows" "$(device)" "$commit" >benches/RESULTS.md <<'PY'
-import collections, json, statistics, sys
-path, device, commit = sys.argv[1:]
-times = collections.defaultdict(dict)
-for line in open(path):
-    of, who, work, result = line.rstrip("\n").split("|", 3)
-    if of == commit:
-        result = json.loads(result)
-        times[work][who] = statistics.median(result["milliseconds"][2:]), result["magnitude"]
-print(f"# Measured on a GPU\n\n{device}, commit {commit}, f16, medians in milliseconds; written by benches/gpu.sh.\n")
-print("| work | ours | diffusers | ratio | compiled | ratio | same output |\n|---|---|---|---|---|---|---|")
-for work, by in times.items():
-    ours = by.get("ours")
-    cells = [work, f"{ours[0]:.1f}" if ours else "-"]
-    for peer in ("diffusers", "compiled"):
-        there = by.get(peer)
-        cells += [f"{there[0]:.1f}", f"{there[0] / ours[0]:.2f}"] if there and ours else ["-", "-"]
-    eager = by.get("diffusers")
-    same = ours and eager and abs(ours[1] - eager[1]) < 0.02 * eager[1]
-    print("| " + " | ".join(cells + ["yes" if same else "NO"]) + " |")
-PY
-    cat benches/RESULTS.md
-}
-
-# What the programs say where there is no GPU: with it, the parts above begin.
-first_call() {
-    local said
-    said=$("$bundle/aquatint" generate x --device cuda 2>&1) && { echo 'there is a GPU: leave out dry-run'; return; }
-    grep -q 'device cuda' <<<"$said" || { echo "aquatint --device cuda said: $said" >&2; return 1; }
-    echo "aquatint --device cuda: $said"
-}
-
-parts='kernels older sanitizer pictures components'
 case "${1:-all}" in
-    bundle) build; exit ;;
-    report) report; exit ;;
+    bundle) bundle ;;
+    report) rows report >benches/RESULTS.md && cat benches/RESULTS.md ;;
     dry-run)
         dry=1
-        for part in $parts; do
-            say "$part"
-            "part_$part" || echo "$part cannot be run here"
-        done
-        first_call
-        exit
+        unpack
+        [ -e "$bin/commit" ] || stand_in
+        find_libraries
+        run "${@:2}"
         ;;
-    all) ;;
-    *) parts=$* ;;
+    all) unpack; find_libraries; run ;;
+    *) unpack; find_libraries; run "$@" ;;
 esac
-mkdir -p "$results"
-for part in $parts; do
-    [ -e "$results/$part-$commit" ] && { say "$part: done before"; continue; }
-    say "$part"
-    "part_$part" 2>&1 | tee "$results/$part.log"
-    touch "$results/$part-$commit"
-done
-report

@@ -30,3 +30,9 @@ chmod +x "$target/bin/nvcc"
 CUDA_COMPUTE_CAP=80 NVCC="$target/bin/nvcc" PATH="$target/bin:$PATH" CARGO_TARGET_DIR=$target \
     cargo check --workspace --lib --bins --example component --features cuda --quiet
 cuda-loader/check.sh "$(dirname "$(ls -t "$target"/debug/build/aquatint-cuda-loader-*/out/jumps.s | head -1)")"
+# 415 MB, which scripts/full-check.sh fetches.
+if [ -e "${target%/*}/cudnn/nvidia-cuda-nvrtc/version" ]; then
+    scripts/cudnn-plans.sh quick
+else
+    echo "cuDNN's plans are not looked at here: scripts/cudnn-plans.sh fetches cuDNN"
+fi

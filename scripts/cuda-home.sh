@@ -16,17 +16,20 @@ fi
 home=${1:-target/cuda-home}
 wheels='nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-runtime==13.0.96
     nvidia-cuda-cccl==13.0.85'
-if [ "$(cat "$home/made-from" 2>/dev/null)" != "$wheels" ]; then
+if [ "$(cat "$home/made-from" 2>/dev/null)" != "$wheels" ] || [ ! -e "$home/bin/nvcc" ]; then
     rm -rf "$home"
     mkdir -p "$home/bin" "$home/lib64/stubs"
-    home=$(cd "$home" && pwd)
     python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-deps --target "$home/wheels" $wheels >&2
-    from="$home/wheels/nvidia/cu13"
-    # nvcc looks for its parts beside the folder that its own file lies in, so bin is a folder and not a link.
-    ln -s "$from"/bin/* "$home/bin/"
-    ln -s "$from/include" "$from/nvvm" "$home/"
-    ln -s "$from"/lib/*.a "$home/lib64/"
-    ln -s lib64 "$home/lib"
+    # Links are relative, so that the folder may be moved and reached by any way. nvcc looks for its parts beside the
+    # folder that its own file lies in, so bin is a folder and not a link.
+    (
+        cd "$home"
+        from=wheels/nvidia/cu13
+        for file in "$from"/bin/*; do ln -s "../$file" bin/; done
+        for file in "$from"/lib/*.a; do ln -s "../$file" lib64/; done
+        ln -s "$from/include" "$from/nvvm" .
+        ln -s lib64 lib
+    )
     for name in cuda cudart cublas cublasLt curand nvrtc; do
         gcc -shared -fPIC -x c /dev/null -o "$home/lib64/stubs/lib$name.so"
     done

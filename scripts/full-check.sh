@@ -44,6 +44,12 @@ echo '== memory of a full-width SDXL step'
 scripts/memory-check.sh
 echo '== memory of FLUX, planned and measured'
 scripts/flux-memory-check.sh
+echo '== plans of cuDNN, for GPUs that are not there'
+scripts/cudnn-plans.sh
+echo '== benches/gpu.sh, up to the first call of a GPU'
+cargo build --workspace --quiet --bin aquatint --example component
+cargo test --workspace --quiet --no-run --lib --benches
+PYTHON=$PWD/.ref/bin/python benches/gpu.sh dry-run
 echo '== CUDA, for the three generations of GPUs: linked, and started without one'
 toolkit=$(scripts/cuda-home.sh)
 eval "$toolkit"

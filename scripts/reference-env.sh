@@ -15,7 +15,7 @@ pip() { .ref/bin/pip install --quiet --disable-pip-version-check "$@"; }
 pip --no-deps $(grep '^torch==' "$pins")
 pip filelock typing-extensions 'setuptools>=77.0.3' sympy networkx jinja2 fsspec numpy
 .ref/bin/python scripts/cuda_stubs.py "$(echo .ref/lib/python3*/site-packages/torch/lib)"
-pip --no-deps $(grep -E '^(diffusers|transformers|peft|accelerate|torchsde|gguf)==' "$pins")
+pip --no-deps $(grep -E '^(diffusers|transformers|peft|accelerate|torchsde|gguf|DeepCache)==' "$pins")
 pip $(grep -E '^(huggingface_hub|tokenizers|safetensors|sentencepiece|protobuf)==' "$pins") \
     regex pillow tqdm packaging pyyaml psutil requests httpx importlib_metadata scipy trampoline ftfy
 cp "$pins" .ref/made-from

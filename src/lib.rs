@@ -14,6 +14,7 @@
 
 pub mod api;
 pub mod cli;
+pub mod downloads;
 pub mod engine;
 pub mod picture;
 pub mod queue;

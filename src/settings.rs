@@ -73,6 +73,10 @@ pub struct ModelArgs {
     /// What the weights are held in
     #[arg(long, value_name = "TYPE", env = "SD_PRECISION", default_value = "auto")]
     pub dtype: Precision,
+    /// Copy weights into memory instead of using files where they are mapped: slower to load, but safe on a volume that
+    /// may fail, or whose files are overwritten in place
+    #[arg(long)]
+    pub no_mmap: bool,
     /// Where to compute
     #[arg(long, value_name = "DEVICE", env = "SD_DEVICE", default_value = "auto")]
     pub device: DeviceChoice,
@@ -211,6 +215,17 @@ pub struct GenerateArgs {
     /// FLUX: tokens of the prompt, beyond which it is cut [default: 512, schnell 256]
     #[arg(long, value_name = "N", value_parser = number(1..=512))]
     pub max_sequence_length: Option<usize>,
+    /// CHANGES THE PICTURE. FLUX: leave out all blocks but the first in steps where that one changes by less than this
+    /// part, as diffusers' FirstBlockCache does with its threshold: 0.05 changes little, 0.1 more [default: off]
+    #[arg(long, value_name = "X", value_parser = unit_interval)]
+    pub first_block_cache: Option<f64>,
+    /// CHANGES THE PICTURE. UNets: compute all but the finest layers once every N steps, as DeepCache does: 2 or 3 change
+    /// little with 20 steps and more [default: off]
+    #[arg(long, value_name = "N", conflicts_with = "first_block_cache", value_parser = number(1..=MAX_CACHE_INTERVAL))]
+    pub cache_interval: Option<usize>,
+    /// DeepCache's branch: 0 is fastest; higher ones, up to three a block of the UNet, change less
+    #[arg(long, value_name = "ID", default_value = "0", requires = "cache_interval", value_parser = number(0..=MAX_CACHE_BRANCH_ID))]
+    pub cache_branch_id: usize,
     /// Scheduler by its diffusers or web UI name, for example "DPM++ 2M Karras" [default: the model's]
     #[arg(long, value_name = "NAME", env = "SD_SCHEDULER", value_parser = scheduler)]
     pub scheduler: Option<String>,
@@ -523,6 +538,11 @@ pub const MAX_IMAGES: u64 = 8;
 pub const MAX_STEPS: u64 = 150;
 /// Guidance that a request may ask for.
 pub const MAX_GUIDANCE_SCALE: f64 = 30.0;
+
+/// Intervals of DeepCache that a request may ask for.
+pub const MAX_CACHE_INTERVAL: u64 = 100;
+/// Branches of DeepCache that a request may ask for; how many there are is the model's to say.
+pub const MAX_CACHE_BRANCH_ID: u64 = 29;
 
 /// How `/refine` works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]

@@ -39,7 +39,7 @@ fn main() -> Result<()> {
     let (folder, dtype) = (ModelFolder::open(folder)?, (precision == Precision::Fp16).then_some(DType::F16));
     let held = ["text_encoder", "text_encoder_2", "unet", "vae"].map(|part| {
         let there = folder.contains(&format!("{part}/config.json"));
-        if there { folder.held_bytes(part, dtype) } else { Ok(0) }
+        if there { folder.held_bytes(part, dtype, true) } else { Ok(0) }
     });
     let held = held.into_iter().sum::<Result<u64, _>>()?;
     let report = serde_json::json!({

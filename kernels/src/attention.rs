@@ -119,9 +119,42 @@ fn on_gpu(q: &Tensor, k: &Tensor, v: &Tensor, sizes: Sizes, how: Scores<'_>) -> 
     let (q, k, v) = (q.contiguous()?, same(k)?, same(v)?);
     let bias = how.bias.map(gpu::wide).transpose()?;
     let how = Scores { bias: bias.as_ref(), ..how };
+    #[cfg(target_os = "linux")]
+    if let Some(y) = on_cudnn(&q, &k, &v, sizes, how)? {
+        return Ok(y);
+    }
+    by_own_kernels(&q, &k, &v, sizes, how)
+}
+
+/// One kernel of cuDNN's, or `None` where it has none: f32, sm_75, heads whose channels are no multiple of 8.
+///
+/// Tensors are contiguous, of one type but for the bias in f32.
+#[cfg(target_os = "linux")]
+fn on_cudnn(q: &Tensor, k: &Tensor, v: &Tensor, sizes: Sizes, how: Scores<'_>) -> Result<Option<Tensor>> {
+    use gpu::cudnn::{Attention, Request, attention};
+
+    let Sizes { batch, heads, d, queries, keys } = sizes;
+    let Some(of) = gpu::cudnn_type(q.dtype()).filter(|_| gpu::multiplies(q)) else { return Ok(None) };
+    let request = Attention {
+        of,
+        batch,
+        heads,
+        d,
+        queries,
+        keys,
+        scale: (how.scale as f32).to_bits(),
+        causal: how.mask == Mask::Causal,
+        bias: how.bias.is_some(),
+    };
+    let mut tensors = vec![(attention::Q, q), (attention::K, k), (attention::V, v)];
+    tensors.extend(how.bias.map(|b| (attention::BIAS, b)));
+    gpu::ask_cudnn(&Request::Attention(request), &tensors, attention::Y, q.shape(), q.dtype())
+}
+
+fn by_own_kernels(q: &Tensor, k: &Tensor, v: &Tensor, sizes: Sizes, how: Scores<'_>) -> Result<Tensor> {
     match HEAD_DIMENSIONS.into_iter().find(|&dimension| sizes.d <= dimension) {
-        Some(dimension) if gpu::multiplies(&q) => fused(&q, &k, &v, dimension, sizes, how),
-        _ => in_parts(&q, &k, &v, SCORE_BYTES, sizes, how),
+        Some(dimension) if gpu::multiplies(q) => fused(q, k, v, dimension, sizes, how),
+        _ => in_parts(q, k, v, SCORE_BYTES, sizes, how),
     }
 }
 
@@ -571,7 +604,9 @@ mod tests {
                     let expected = definition(&seen(&q)?, &seen(&k)?, &seen(&v)?, s, expected_of)?;
                     // Weights are rounded to the type before they are multiplied with the values; scores too, where
                     // they are in memory, and then they are as far off as their size makes a rounding.
-                    assert_result(&on_gpu(&q, &k, &v, s, how)?, dtype, &expected, 2.0 * tolerance)?;
+                    for arm in [on_gpu, by_own_kernels] {
+                        assert_result(&arm(&q, &k, &v, s, how)?, dtype, &expected, 2.0 * tolerance)?;
+                    }
                     let score_bytes = 7 * s.batch * s.heads * s.keys * dtype.size_in_bytes();
                     let y = in_parts(&q, &k, &v, score_bytes, s, how)?;
                     assert_result(&y, dtype, &expected, 8.0 * tolerance)?;
@@ -586,12 +621,14 @@ mod tests {
         let s = sizes(1, 1, 16, 5, 70);
         let [q, k, v] = inputs(s)?;
         for (dtype, _) in TYPES {
-            let run = |q: Tensor| {
-                let scores = Scores { mask: Mask::None, scale: 0.25, bias: None };
-                f64s(&on_gpu(&put(&q, dtype)?, &put(&k, dtype)?, &put(&v, dtype)?, s, scores)?)
-            };
-            assert!(run((&q * 1e3)?)?.iter().all(|v| v.is_finite()), "{dtype:?}");
-            assert!(run((&q * f64::NAN)?)?.iter().all(|v| v.is_nan()), "{dtype:?}");
+            for arm in [on_gpu, by_own_kernels] {
+                let run = |q: Tensor| {
+                    let scores = Scores { mask: Mask::None, scale: 0.25, bias: None };
+                    f64s(&arm(&put(&q, dtype)?, &put(&k, dtype)?, &put(&v, dtype)?, s, scores)?)
+                };
+                assert!(run((&q * 1e3)?)?.iter().all(|v| v.is_finite()), "{dtype:?}");
+                assert!(run((&q * f64::NAN)?)?.iter().all(|v| v.is_nan()), "{dtype:?}");
+            }
         }
         Ok(())
     }

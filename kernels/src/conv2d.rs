@@ -2,11 +2,11 @@
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use crate::cpu::{self, Epilogue, Level, PackedWeight, Rows, Shared};
+use crate::cpu::{self, CpuWeight, Epilogue, Level, Rows, Shared};
 use crate::gpu::{self, Launch};
 use crate::linear::epilogue_on_gpu;
 use crate::weight::{ReplaceableWeight, Weight};
-use crate::{Activation, RowSource};
+use crate::{Activation, StoredRows};
 
 /// Zero rows and columns added around the input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,19 +49,18 @@ impl Conv2d {
         Self::with(ReplaceableWeight::new(&held(weight)?)?, weight.dims4()?, bias, stride, padding)
     }
 
-    /// Filters on the CPU that are read from `source` and held in `dtype`: that of the source, or f32.
-    pub fn from_rows(
-        source: &dyn RowSource,
-        dtype: DType,
+    /// Filters on the CPU, `(out, in, kernel height, kernel width)`, that stay as their file has them.
+    pub fn stored(
+        weight: StoredRows,
         bias: Option<&Tensor>,
         stride: usize,
         padding: Padding,
     ) -> Result<Self> {
-        let &[out, channels, height, width] = source.dims() else {
-            bail!("conv2d: filters have four dimensions, not {:?}", source.dims());
+        let &[out, channels, height, width] = weight.dims() else {
+            bail!("conv2d: filters have four dimensions, not {:?}", weight.dims());
         };
-        let weight = ReplaceableWeight::from_rows(source, dtype)?;
-        Self::with(weight, (out, channels, height, width), bias, stride, padding)
+        let shape = (out, channels, height, width);
+        Self::with(ReplaceableWeight::stored(weight)?, shape, bias, stride, padding)
     }
 
     fn with(
@@ -96,13 +95,13 @@ impl Conv2d {
         self.weight.replace(&held(weight)?)
     }
 
-    /// The same with filters that are read on the CPU; as for [`Self::from_rows`].
-    pub fn replace_rows(&self, source: &dyn RowSource, dtype: DType) -> Result<()> {
+    /// The same with filters on the CPU that stay as their file has them.
+    pub fn replace_stored(&self, weight: StoredRows) -> Result<()> {
         let (out, channels, height, width) = self.shape;
-        if source.dims() != [out, channels, height, width] {
-            bail!("conv2d: filters of shape {:?} cannot replace {:?}", source.dims(), self.shape);
+        if weight.dims() != [out, channels, height, width] {
+            bail!("conv2d: filters of shape {:?} cannot replace {:?}", weight.dims(), self.shape);
         }
-        self.weight.replace_rows(source, dtype)
+        self.weight.replace_stored(weight)
     }
 
     /// `x`: `(batch, height, width, in)`; returns `(batch, out height, out width, out)`.
@@ -133,9 +132,7 @@ impl Conv2d {
             bail!("conv2d: the residual has shape {:?}, the result {shape:?}", r.dims());
         }
         match &*self.weight.read() {
-            Weight::Packed(w) => {
-                on_cpu(Level::best(), x, w, self.bias.as_ref(), per_sample, residual, geometry)
-            }
+            Weight::Cpu(w) => on_cpu(Level::best(), x, w, self.bias.as_ref(), per_sample, residual, geometry),
             Weight::Plain(w) if gpu::takes(x) => {
                 on_gpu(x, w, self.bias.as_ref(), per_sample, residual, geometry)
             }
@@ -174,7 +171,7 @@ impl Conv2d {
     }
 }
 
-/// Filters as they are held: `(out, kernel height, kernel width, in)` but for the CPU, which packs them itself.
+/// Filters as they are held: `(out, kernel height, kernel width, in)` but for the CPU, which takes a file's order.
 fn held(weight: &Tensor) -> Result<Tensor> {
     if weight.device().is_cpu() { Ok(weight.clone()) } else { weight.permute((0, 2, 3, 1))?.contiguous() }
 }
@@ -255,7 +252,7 @@ impl Rows for Pixels<'_> {
 /// Bytes of the unfolded pixels that are in memory at once.
 const UNFOLDED: usize = 256 << 20;
 
-/// The pixels under the taps as rows of a matrix, some at a time, times the filters: where cuDNN is not.
+/// Through cuDNN, as much as it fuses; else by [`unfolded_product`].
 ///
 /// `weight`: `(out, kernel height, kernel width, in)`
 fn on_gpu(
@@ -266,18 +263,90 @@ fn on_gpu(
     residual: Option<&Tensor>,
     geometry: Geometry,
 ) -> Result<Tensor> {
+    let (x, weight) = (x.contiguous()?, weight.to_dtype(x.dtype())?.contiguous()?);
+    #[cfg(target_os = "linux")]
+    {
+        if let Some(y) = on_cudnn(&x, &weight, bias, per_sample, residual, geometry)? {
+            return Ok(y);
+        }
+        if let Some(y) = on_cudnn(&x, &weight, None, None, None, geometry)? {
+            return epilogue_on_gpu(y, bias, per_sample, Activation::None, residual);
+        }
+    }
+    unfolded_product(&x, &weight, bias, per_sample, residual, geometry)
+}
+
+/// One kernel of cuDNN's, or `None` where it has none.
+#[cfg(target_os = "linux")]
+fn on_cudnn(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    per_sample: Option<&Tensor>,
+    residual: Option<&Tensor>,
+    geometry: Geometry,
+) -> Result<Option<Tensor>> {
+    use gpu::cudnn::{Bias, Convolution, Request, convolution};
+
+    let (batch, out, dtype) = (x.dim(0)?, weight.dim(0)?, x.dtype());
+    let Some(of) = gpu::cudnn_type(dtype) else { return Ok(None) };
+    let Geometry { height, width, channels, kernel_height, kernel_width, stride, padding, .. } = geometry;
+    let Padding { top, bottom, left, right } = padding;
+    let request = Convolution {
+        of,
+        batch,
+        height,
+        width,
+        channels,
+        out,
+        kernel: [kernel_height, kernel_width],
+        stride,
+        before: [top, left],
+        after: [bottom, right],
+        bias: match (bias, per_sample) {
+            (None, None) => None,
+            (Some(_), None) => Some(Bias::Shared),
+            (_, Some(_)) => Some(Bias::PerSample),
+        },
+        residual: residual.is_some(),
+    };
+    // They have few elements, and their sum is what the kernel adds.
+    let bias = match (bias, per_sample) {
+        (Some(b), Some(t)) => Some(gpu::wide(t)?.broadcast_add(b)?),
+        (Some(b), None) => Some(gpu::wide(b)?),
+        (None, t) => t.map(gpu::wide).transpose()?,
+    };
+    let residual = residual.map(|r| r.to_dtype(dtype)?.contiguous()).transpose()?;
+    let mut tensors = vec![(convolution::X, x), (convolution::FILTERS, weight)];
+    tensors.extend(bias.as_ref().map(|b| (convolution::BIAS, b)));
+    tensors.extend(residual.as_ref().map(|r| (convolution::RESIDUAL, r)));
+    let shape = (batch, geometry.out_height, geometry.out_width, out);
+    gpu::ask_cudnn(&Request::Convolution(request), &tensors, convolution::Y, shape, dtype)
+}
+
+/// The pixels under the taps as rows of a matrix, some at a time, times the filters.
+///
+/// `weight`: `(out, kernel height, kernel width, in)`, of the type of `x`
+fn unfolded_product(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    per_sample: Option<&Tensor>,
+    residual: Option<&Tensor>,
+    geometry: Geometry,
+) -> Result<Tensor> {
     let Geometry { kernel_height, kernel_width, channels, out_height, out_width, .. } = geometry;
     let (batch, out, dtype) = (x.dim(0)?, weight.dim(0)?, x.dtype());
-    let (x, rows) = (x.contiguous()?, batch * out_height * out_width);
+    let rows = batch * out_height * out_width;
     let depth = kernel_height * kernel_width * channels;
-    let filters = weight.reshape((out, depth))?.to_dtype(dtype)?.t()?;
+    let filters = weight.reshape((out, depth))?.t()?;
     let y = if geometry.is_pointwise() {
         gpu::product(&x.reshape((rows, depth))?, &filters)?
     } else {
         let most = (UNFOLDED / (depth * dtype.size_in_bytes())).max(1);
         let parts = (0..rows)
             .step_by(most)
-            .map(|first| gpu::product(&unfolded(&x, geometry, first, most.min(rows - first))?, &filters));
+            .map(|first| gpu::product(&unfolded(x, geometry, first, most.min(rows - first))?, &filters));
         let parts = parts.collect::<Result<Vec<_>>>()?;
         if let [all] = &parts[..] { all.clone() } else { Tensor::cat(&parts, 0)? }
     };
@@ -299,7 +368,7 @@ fn unfolded(x: &Tensor, geometry: Geometry, first: usize, rows: usize) -> Result
 fn on_cpu(
     level: Level,
     x: &Tensor,
-    weight: &PackedWeight,
+    weight: &CpuWeight,
     bias: Option<&Tensor>,
     per_sample: Option<&Tensor>,
     residual: Option<&Tensor>,
@@ -378,7 +447,7 @@ mod tests {
                 let conv = Conv2d::new(&w, Some(&b), c.stride, c.padding)?;
                 let g = conv.geometry(&x)?;
                 let r = random((c.input.0, g.out_height, g.out_width, c.out), 10)?;
-                let packed = PackedWeight::new(&w)?;
+                let packed = CpuWeight::new(&w)?;
                 for level in Level::available() {
                     for (b, t, r) in [
                         (None, None, None),
@@ -461,15 +530,23 @@ mod tests {
                 let (x_seen, w_seen) = (seen(&x)?, seen(&w)?);
                 let (b_seen, t_seen, r_seen) = (seen(&b)?, seen(&t)?, seen(&r)?);
                 let held = w.permute((0, 2, 3, 1))?.contiguous()?;
-                // The product is rounded before what follows it is added.
-                let tolerance = 2.0 * tolerance;
                 let how = (c.stride, c.padding);
-                let expected = definition(&x_seen, &w_seen, None, None, None, how)?;
-                assert_result(&on_gpu(&x, &held, None, None, None, g)?, dtype, &expected, tolerance)?;
-                let all = (Some(&b_seen), Some(&t_seen), Some(&r_seen));
-                let expected = definition(&x_seen, &w_seen, all.0, all.1, all.2, how)?;
-                let y = on_gpu(&x, &held, Some(&b), Some(&t), Some(&r), g)?;
-                assert_result(&y, dtype, &expected, tolerance)?;
+                for (bias, per_sample, residual) in [
+                    (false, false, false),
+                    (true, false, false),
+                    (true, false, true),
+                    (false, true, true),
+                    (true, true, true),
+                ] {
+                    let seen =
+                        (bias.then_some(&b_seen), per_sample.then_some(&t_seen), residual.then_some(&r_seen));
+                    let expected = definition(&x_seen, &w_seen, seen.0, seen.1, seen.2, how)?;
+                    let (b, t, r) = (bias.then_some(&b), per_sample.then_some(&t), residual.then_some(&r));
+                    // The product is rounded before what follows it is added, unless all of it is one kernel.
+                    for arm in [on_gpu, unfolded_product] {
+                        assert_result(&arm(&x, &held, b, t, r, g)?, dtype, &expected, 2.0 * tolerance)?;
+                    }
+                }
                 // In parts, as larger inputs are.
                 let rows = g.out_height * g.out_width * c.input.0;
                 if !g.is_pointwise() {

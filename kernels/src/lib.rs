@@ -42,7 +42,7 @@ mod recordings;
 pub mod rgb8;
 pub mod rms_norm;
 pub mod rope;
-mod row_source;
+mod stored_rows;
 #[cfg(test)]
 mod testing;
 pub mod timestep_embedding;
@@ -59,6 +59,9 @@ pub use encoded::{EncodedWeight, Format};
 pub use gated_gelu::gated_gelu;
 pub use gated_residual::gated_residual;
 pub use geglu::geglu;
+pub use gpu::computes_in_bf16;
+#[cfg(target_os = "linux")]
+pub use gpu::cudnn;
 #[cfg(feature = "cuda")]
 pub use gpu::open as open_gpu;
 pub use group_norm::group_norm;
@@ -73,7 +76,7 @@ pub use recorder::{NoRecording, Recorder, forget_recordings, keep_recordings};
 pub use rgb8::rgb8;
 pub use rms_norm::rms_norm;
 pub use rope::{Rotation, rms_norm_rope};
-pub use row_source::RowSource;
+pub use stored_rows::{RowBytes, StoredRows};
 pub use timestep_embedding::timestep_embedding;
 pub use upsample::upsample_nearest;
 pub use weighted_sum::weighted_sum;

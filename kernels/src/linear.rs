@@ -4,11 +4,11 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use candle_core::{D, DType, Device, Result, Tensor, bail};
 
-use crate::cpu::{self, Epilogue, Level, PackedWeight, Rows, Shared};
+use crate::cpu::{self, CpuWeight, Epilogue, Level, Rows, Shared};
 use crate::gpu::{self, Launch};
 use crate::in_place::{moved, overwrite};
 use crate::weight::{ReplaceableWeight, Weight};
-use crate::{Activation, EncodedWeight, LowRank, RowSource};
+use crate::{Activation, EncodedWeight, LowRank, StoredRows};
 
 /// A linear layer that owns its weight in the layout its device wants.
 #[derive(Debug)]
@@ -40,12 +40,12 @@ impl Linear {
         Self::with(ReplaceableWeight::encoded(weight, device)?, weight.dims(), bias)
     }
 
-    /// A layer on the CPU whose weight is read from `source`, `(out, in)`, and held in `dtype`: that of the source, or f32.
-    pub fn from_rows(source: &dyn RowSource, dtype: DType, bias: Option<&Tensor>) -> Result<Self> {
-        let &[out_features, in_features] = source.dims() else {
-            bail!("linear: a weight of shape {:?} is no matrix", source.dims());
+    /// A layer on the CPU whose weight, `(out, in)`, stays as its file has it.
+    pub fn stored(weight: StoredRows, bias: Option<&Tensor>) -> Result<Self> {
+        let &[out_features, in_features] = weight.dims() else {
+            bail!("linear: a weight of shape {:?} is no matrix", weight.dims());
         };
-        Self::with(ReplaceableWeight::from_rows(source, dtype)?, (out_features, in_features), bias)
+        Self::with(ReplaceableWeight::stored(weight)?, (out_features, in_features), bias)
     }
 
     /// A layer whose weight is not in memory: [`Self::replace_weight`] brings it, and [`Self::forward`] needs it.
@@ -95,10 +95,10 @@ impl Linear {
         self.weight.replace_encoded(weight, device)
     }
 
-    /// Puts a weight that is read on the CPU in place of the present one; as for [`Self::from_rows`].
-    pub fn replace_rows(&self, source: &dyn RowSource, dtype: DType) -> Result<()> {
-        self.same_shape(source.dims())?;
-        self.weight.replace_rows(source, dtype)
+    /// The same with a weight on the CPU that stays as its file has it.
+    pub fn replace_stored(&self, weight: StoredRows) -> Result<()> {
+        self.same_shape(weight.dims())?;
+        self.weight.replace_stored(weight)
     }
 
     /// Whether a bias is added.
@@ -177,7 +177,7 @@ impl Linear {
             let y = match &*self.weight.read() {
                 Weight::Plain(w) => definition(&x, w, bias.as_ref(), Activation::None, None)?,
                 Weight::Encoded(w) => rest(w.product(&x)?, bias.as_ref(), Activation::None, None)?,
-                Weight::Packed(_) | Weight::Absent => {
+                Weight::Cpu(_) | Weight::Absent => {
                     bail!("linear: no weight of this layer is on the input's device")
                 }
             };
@@ -204,7 +204,7 @@ impl Linear {
         }
         let Beside { bias, low_rank } = &*self.beside();
         let product = |activation, residual: Option<&Tensor>| match &*self.weight.read() {
-            Weight::Packed(w) => on_cpu(Level::best(), x, w, bias.as_ref(), activation, residual, shape),
+            Weight::Cpu(w) => on_cpu(Level::best(), x, w, bias.as_ref(), activation, residual, shape),
             Weight::Plain(w) => match gpu::linear(x, w, bias.as_ref(), activation, residual)? {
                 Some(y) => Ok(y),
                 None => definition(x, w, bias.as_ref(), activation, residual),
@@ -312,7 +312,7 @@ impl Rows for Tokens<'_> {
 fn on_cpu(
     level: Level,
     x: &Tensor,
-    weight: &PackedWeight,
+    weight: &CpuWeight,
     bias: Option<&Tensor>,
     activation: Activation,
     residual: Option<&Tensor>,
@@ -369,7 +369,7 @@ mod tests {
             let (b, r) = (random(out, 7)?, random((rows, out), 8)?);
             for dtype in [DType::F32, DType::F16, DType::BF16] {
                 let w = (random((out, depth), 9)? / (depth as f64).sqrt())?.to_dtype(dtype)?;
-                let packed = PackedWeight::new(&w)?;
+                let packed = CpuWeight::new(&w)?;
                 for level in Level::available() {
                     for (b, r) in [(None, None), (Some(&b), None), (Some(&b), Some(&r))] {
                         let y = on_cpu(level, &x, &packed, b, Activation::None, r, vec![rows, out])?;
@@ -444,7 +444,7 @@ mod tests {
                 let weight = encoded(format, out, depth)?;
                 let decoded = weight.decode(&Device::Cpu)?;
                 let (x, b) = (random((rows, depth), 1)?, random(out, 2)?);
-                let (packed, wide) = (PackedWeight::encoded(&weight)?, PackedWeight::new(&decoded)?);
+                let (packed, wide) = (CpuWeight::encoded(&weight)?, CpuWeight::new(&decoded)?);
                 assert!(f64s(&decoded)?.iter().any(|&v| v != 0.0), "{format:?}");
                 for level in Level::available() {
                     let run = |w| on_cpu(level, &x, w, Some(&b), Activation::Silu, None, vec![rows, out]);

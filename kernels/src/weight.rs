@@ -6,15 +6,15 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{DType, Device, Module, Result, Tensor};
 
-use crate::cpu::PackedWeight;
+use crate::cpu::CpuWeight;
 use crate::in_place::{moved, overwrite};
-use crate::{EncodedWeight, Format, RowSource};
+use crate::{EncodedWeight, Format, StoredRows};
 
 /// The weight of a matrix or of filters.
 #[derive(Debug)]
 pub(crate) enum Weight {
-    /// On the CPU. It replaces the tensor that it was made of, at the tensor's size.
-    Packed(PackedWeight),
+    /// On the CPU.
+    Cpu(CpuWeight),
     /// On any other device: as checkpoints store it.
     Plain(Tensor),
     /// Not in memory at present.
@@ -26,7 +26,7 @@ pub(crate) enum Weight {
 impl Weight {
     fn new(weight: &Tensor) -> Result<Self> {
         Ok(if weight.device().is_cpu() {
-            Self::Packed(PackedWeight::new(weight)?)
+            Self::Cpu(CpuWeight::new(weight)?)
         } else {
             Self::Plain(weight.clone())
         })
@@ -35,7 +35,7 @@ impl Weight {
     /// What it takes in memory.
     pub(crate) fn bytes(&self) -> usize {
         match self {
-            Self::Packed(weight) => weight.bytes(),
+            Self::Cpu(weight) => weight.bytes(),
             Self::Plain(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
             Self::Encoded(weight) => weight.bytes(),
             Self::Absent => 0,
@@ -44,7 +44,7 @@ impl Weight {
 
     fn encoded(weight: &EncodedWeight, device: &Device) -> Result<Self> {
         Ok(if device.is_cpu() {
-            Self::Packed(PackedWeight::encoded(weight)?)
+            Self::Cpu(CpuWeight::encoded(weight)?)
         } else {
             Self::Encoded(Box::new(EncodedOnDevice::new(weight, device)?))
         })
@@ -147,9 +147,9 @@ impl ReplaceableWeight {
         Ok(Self(RwLock::new(Weight::encoded(weight, device)?)))
     }
 
-    /// The same, packed for the CPU as it is read, and held in `dtype`.
-    pub(crate) fn from_rows(source: &dyn RowSource, dtype: DType) -> Result<Self> {
-        Ok(Self(RwLock::new(Weight::Packed(PackedWeight::read(source, dtype)?))))
+    /// The same for a weight on the CPU as its file has it.
+    pub(crate) fn stored(rows: StoredRows) -> Result<Self> {
+        Ok(Self(RwLock::new(Weight::Cpu(CpuWeight::stored(rows)?))))
     }
 
     /// Puts another weight in place of the present one, whose shape the caller has compared. On a GPU it is copied to
@@ -170,15 +170,15 @@ impl ReplaceableWeight {
         Ok(())
     }
 
-    /// The same, packed for the CPU as it is read, and held in `dtype`.
-    pub(crate) fn replace_rows(&self, source: &dyn RowSource, dtype: DType) -> Result<()> {
-        self.put(Weight::Packed(PackedWeight::read(source, dtype)?));
+    /// The same for a weight on the CPU as its file has it.
+    pub(crate) fn replace_stored(&self, rows: StoredRows) -> Result<()> {
+        self.put(Weight::Cpu(CpuWeight::stored(rows)?));
         Ok(())
     }
 
     fn put(&self, weight: Weight) {
         // What is on the CPU is in no graph.
-        if !matches!(weight, Weight::Packed(_)) {
+        if !matches!(weight, Weight::Cpu(_)) {
             moved();
         }
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = weight;

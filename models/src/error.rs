@@ -25,14 +25,9 @@ pub enum Error {
     /// The caller went away or asked for a stop.
     #[error("the generation was cancelled")]
     Cancelled,
-    /// The denoiser produced NaN or infinity, which would decode to a black picture.
-    #[error(
-        "the latents are not finite after step {step}: use --dtype f32 or bf16, or a lower guidance_scale"
-    )]
-    NotFinite {
-        /// The 1-based step after which it was seen.
-        step: usize,
-    },
+    /// Something was computed to NaN or infinity, which would be a black picture; the text says what.
+    #[error("{0} not finite: use --dtype fp32 or bf16, or a lower guidance_scale")]
+    NotFinite(String),
     /// The device refused an operation.
     #[error("device: {0}")]
     Device(#[from] candle_core::Error),

@@ -31,6 +31,7 @@ pub mod layers;
 pub mod lora;
 pub mod noise;
 pub mod pipeline;
+pub mod range;
 mod resample;
 pub mod resnet;
 pub mod sampler;

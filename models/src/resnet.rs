@@ -7,6 +7,7 @@ use candle_core::Tensor;
 use crate::Result;
 use crate::checkpoint::Weights;
 use crate::layers::{Activation, Conv2d, GroupNorm, Linear, Padding};
+use crate::range::Range;
 
 /// diffusers' `ResnetBlock2D` with `time_embedding_norm="default"`.
 #[derive(Debug)]
@@ -20,16 +21,17 @@ pub struct ResnetBlock {
 }
 
 impl ResnetBlock {
-    /// `time_channels`: channels of the time embedding, none in a VAE.
+    /// `time_channels`: channels of the time embedding, none in a VAE; `range`: that of `x`, of what is between, and of
+    /// the result.
     pub fn new(
         weights: &Weights,
         in_channels: usize,
         out_channels: usize,
         time_channels: Option<usize>,
-        groups: usize,
-        eps: f64,
+        (groups, eps): (usize, f64),
+        range: Range,
     ) -> Result<Self> {
-        let w = weights;
+        let (w, eps) = (range.writing(weights), range.eps(eps));
         let conv = |name, from| w.conv2d(name, from, out_channels, 3, 1, Padding::same(1));
         Ok(Self {
             norm1: w.group_norm("norm1", groups, in_channels, eps)?,
@@ -40,7 +42,7 @@ impl ResnetBlock {
             norm2: w.group_norm("norm2", groups, out_channels, eps)?,
             conv2: conv("conv2", out_channels)?,
             conv_shortcut: (in_channels != out_channels)
-                .then(|| w.linear("conv_shortcut", in_channels, out_channels, true))
+                .then(|| range.passing(weights).linear("conv_shortcut", in_channels, out_channels, true))
                 .transpose()?,
         })
     }

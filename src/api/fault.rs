@@ -128,7 +128,9 @@ impl From<EngineError> for Fault {
             EngineError::WaitedTooLong { .. } => (Kind::WaitedTooLong, Some(30)),
             EngineError::DeviceLost(_) => (Kind::DeviceLost, Some(30)),
             EngineError::RanTooLong { .. } => (Kind::RanTooLong, None),
-            EngineError::Cancelled | EngineError::Failed(_) => (Kind::Failed, None),
+            EngineError::Cancelled | EngineError::NotFinite(_) | EngineError::Failed(_) => {
+                (Kind::Failed, None)
+            }
         };
         let message = match &error {
             // The server's folders are none of the client's business.

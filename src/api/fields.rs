@@ -7,10 +7,11 @@ use serde_json::{Map, Value};
 
 use super::App;
 use super::fault::{Fault, shown};
-use crate::engine::LoraChoice;
+use super::parameters::{CacheNames, step_cache};
 use crate::engine::recipe::random_seed;
+use crate::engine::{LoraChoice, StepCache};
 use crate::picture::MAX_SIDE_PX;
-use crate::settings::{MAX_GUIDANCE_SCALE, MAX_STEPS};
+use crate::settings::{MAX_CACHE_BRANCH_ID, MAX_CACHE_INTERVAL, MAX_GUIDANCE_SCALE, MAX_STEPS};
 
 /// LoRAs are trained for 1; beyond this the weights are mostly difference.
 const MAX_LORA_SCALE: f64 = 4.0;
@@ -102,6 +103,14 @@ impl<'a> Fields<'a> {
             self.must_be(name, format!("a number from {} to {}", range.start(), range.end()), value)
         })?;
         Ok(Some(number))
+    }
+
+    /// The step cache that three fields ask for.
+    pub(super) fn step_cache(&self, names: CacheNames) -> Result<Option<StepCache>, Fault> {
+        let [for_flux, for_unets, branch] = names;
+        let threshold = self.number(for_flux, 0.0..=1.0)?;
+        let interval = self.whole(for_unets, 1..=MAX_CACHE_INTERVAL)?;
+        step_cache(threshold, interval, self.whole(branch, 0..=MAX_CACHE_BRANCH_ID)?, names)
     }
 
     /// True or false; 1 and 0 are as good, as are their texts in a form.

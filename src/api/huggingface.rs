@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::fault::{Fault, Kind, internal};
 use super::fields::Fields;
-use super::parameters::{Guidance, Parameters, Size, Steps};
+use super::parameters::{CACHE_NAMES, Guidance, Parameters, Size, Steps};
 use super::pictures::{Source, decode, encode, looks_like_base64};
 use super::{App, body, caller};
 use crate::engine::{Mode, Phase};
@@ -105,7 +105,7 @@ struct Form {
 
 const TOP: [&str; 3] = ["inputs", "parameters", "options"];
 const INPUTS: [&str; 4] = ["prompt", "image", "mask_image", "mask"];
-const PARAMETERS: [&str; 15] = [
+const PARAMETERS: [&str; 18] = [
     "prompt",
     "negative_prompt",
     "width",
@@ -121,6 +121,9 @@ const PARAMETERS: [&str; 15] = [
     "clip_skip",
     "mask_image",
     "mask",
+    "first_block_cache",
+    "cache_interval",
+    "cache_branch_id",
 ];
 
 impl Form {
@@ -155,6 +158,7 @@ impl Form {
             scheduler: fields.scheduler("scheduler")?,
             clip_skip,
             loras: fields.loras(app, "lora", "lora_scale")?,
+            step_cache: fields.step_cache(CACHE_NAMES)?,
             ..Parameters::new(prompt)
         };
         Ok(Self { image, mask, strength, parameters })

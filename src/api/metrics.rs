@@ -54,6 +54,11 @@ fn jobs(page: &mut Page, app: &App) {
         page.sample(name, &[("outcome", outcome)], count.get());
     }
     page.counter("aquatint_pictures_total", "Pictures made.", meter.pictures.get());
+    let name = "aquatint_not_finite_total";
+    page.family(name, "counter", "Computed to NaN or infinity, by what came of it.");
+    for (outcome, count) in [("failed", &meter.not_finite), ("repeated", &meter.repeated)] {
+        page.sample(name, &[("outcome", outcome)], count.get());
+    }
 }
 
 fn engine(page: &mut Page, app: &App) {

@@ -6,7 +6,8 @@ use super::fault::Fault;
 use super::fields::or_random;
 use super::{App, models, sizes};
 use crate::engine::{
-    GenerationRequest, Interpolation, LoraChoice, MaskedContent, Mode, ModelInfo, Preset, Variation, Work,
+    DeepCache, GenerationRequest, Interpolation, LoraChoice, MaskedContent, Mode, ModelInfo, Preset,
+    StepCache, Variation, Work,
 };
 use crate::queue::{Caller, Cost, Place, Ticket};
 use crate::settings::MAX_GUIDANCE_SCALE;
@@ -36,6 +37,8 @@ pub(super) struct Parameters {
     pub(super) max_sequence_length: Option<usize>,
     pub(super) latent_resize: Option<Interpolation>,
     pub(super) masked_content: MaskedContent,
+    /// Steps reuse what earlier ones computed.
+    pub(super) step_cache: Option<StepCache>,
     /// Pictures to caption for the prompt.
     pub(super) based_on: Vec<RgbImage>,
     /// Pictures made before for the same request may be sent.
@@ -54,6 +57,36 @@ pub(super) enum Size {
     Exact((u32, u32)),
     /// One of the table of sizes: a small model has a table of its own.
     Table((u32, u32)),
+}
+
+/// The names of the fields of a [`StepCache`]: its threshold for FLUX, its interval and its branch for UNets.
+pub(super) type CacheNames = [&'static str; 3];
+/// In snake_case.
+pub(super) const CACHE_NAMES: CacheNames = ["first_block_cache", "cache_interval", "cache_branch_id"];
+
+/// The step cache that these fields ask for, once none contradicts another.
+pub(super) fn step_cache(
+    threshold: Option<f64>,
+    interval: Option<u64>,
+    branch_id: Option<u64>,
+    [for_flux, for_unets, branch]: CacheNames,
+) -> Result<Option<StepCache>, Fault> {
+    match (threshold, interval, branch_id) {
+        (Some(_), Some(_), _) => {
+            let message =
+                format!("{for_unets} cannot be given beside {for_flux}: one is for UNets, one for FLUX.");
+            Err(Fault::invalid(for_unets, message))
+        }
+        (_, None, Some(_)) => {
+            Err(Fault::invalid(branch, format!("{branch} needs {for_unets}, and there is none.")))
+        }
+        (Some(threshold), None, None) => Ok(Some(StepCache::FirstBlock { threshold })),
+        (None, Some(interval), branch_id) => {
+            let branch_id = branch_id.unwrap_or(0) as usize;
+            Ok(Some(StepCache::Deep(DeepCache { interval: interval as usize, branch_id })))
+        }
+        (None, None, None) => Ok(None),
+    }
 }
 
 /// Denoising steps.
@@ -110,6 +143,7 @@ impl Parameters {
             max_sequence_length: None,
             latent_resize: None,
             masked_content: MaskedContent::Picture,
+            step_cache: None,
             based_on: Vec::new(),
             use_cache: true,
         }
@@ -215,6 +249,7 @@ impl Parameters {
         request.variation = self.variation;
         request.latent_resize = self.latent_resize;
         request.masked_content = self.masked_content;
+        request.step_cache = self.step_cache;
         request
     }
 

@@ -14,7 +14,7 @@ use super::model::{Choice, use_threads};
 use super::{Failure, print};
 use crate::engine::pipeline::PipelineBackend;
 use crate::engine::recipe::random_seed;
-use crate::engine::{Backend, GenerationRequest, Mode, Picture, make};
+use crate::engine::{Backend, DeepCache, GenerationRequest, Mode, Picture, StepCache, make};
 use crate::picture::{self, Format};
 use crate::settings::GenerateArgs;
 
@@ -101,6 +101,7 @@ fn request(args: &GenerateArgs, seed: u64) -> Result<GenerationRequest, Failure>
     request.max_sequence_length = args.max_sequence_length;
     request.scheduler = args.scheduler.clone();
     request.clip_skip = args.clip_skip;
+    request.step_cache = step_cache(args);
     let Some(path) = &args.init_image else { return Ok(request) };
 
     let image = picture::on_white(&read("--init-image", path)?);
@@ -116,6 +117,16 @@ fn request(args: &GenerateArgs, seed: u64) -> Result<GenerationRequest, Failure>
         None => Mode::ImageToImage { image, strength },
     };
     Ok(request)
+}
+
+fn step_cache(args: &GenerateArgs) -> Option<StepCache> {
+    match (args.first_block_cache, args.cache_interval) {
+        (Some(threshold), _) => Some(StepCache::FirstBlock { threshold }),
+        (None, Some(interval)) => {
+            Some(StepCache::Deep(DeepCache { interval, branch_id: args.cache_branch_id }))
+        }
+        (None, None) => None,
+    }
 }
 
 fn read(flag: &str, path: &Path) -> Result<image::DynamicImage, Failure> {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use aquatint_models::checkpoint::file::CheckpointFile;
 use aquatint_models::checkpoint::published::Dummy;
 use aquatint_models::checkpoint::safetensors_file::SafetensorsFile;
-use aquatint_models::checkpoint::{SingleFile, builtin};
+use aquatint_models::checkpoint::{SingleFile, builtin, map_files};
 use aquatint_models::pipeline::{self, LoadOptions, ModelSource, Pipeline};
 
 use super::Failure;
@@ -98,6 +98,7 @@ impl Choice {
             }
             (origin, ..) => origin?,
         };
+        map_files(!args.no_mmap);
         let lcm = lcm_lora(args.lcm_lora.as_deref(), &origin.source);
         let lcm = lcm.map(|path| LoraChoice { path, scale: 1.0, preset: Some(Preset::LCM_LORA) });
         let loras =

@@ -248,7 +248,8 @@ async fn announce(engine: Engine) {
         match tokio::time::timeout(LOADING_LINE_EVERY, &mut loaded).await {
             Ok(model) => break model,
             Err(_) => {
-                if let Some(Loading { model, read_bytes, weight_bytes }) = engine.loading() {
+                // A download has lines of its own.
+                if let Some(Loading { model, read_bytes, weight_bytes, .. }) = engine.loading() {
                     let gb = |bytes: u64| format!("{:.1} GB", bytes as f64 / 1e9);
                     tracing::info!(model, read = gb(read_bytes), of = gb(weight_bytes), "loading");
                 }

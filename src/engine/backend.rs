@@ -56,6 +56,11 @@ pub trait Backend {
         0
     }
 
+    /// Runs of the VAE that were repeated in f32 since it was loaded, because 16 bits could not hold what they computed.
+    fn repeated(&self) -> u64 {
+        0
+    }
+
     /// Prompts found encoded, and those that had to be, since it was loaded.
     fn prompt_cache(&self) -> (u64, u64) {
         (0, 0)

@@ -42,6 +42,9 @@ pub enum EngineError {
     /// The server is stopping and starts no further job.
     #[error("the server is shutting down")]
     Stopping,
+    /// Something was computed to NaN or infinity; the text says what.
+    #[error("{0}")]
+    NotFinite(String),
     /// Anything else; the text is the cause.
     #[error("{0}")]
     Failed(String),
@@ -79,6 +82,7 @@ impl From<aquatint_models::Error> for EngineError {
             Error::File { path, reason } => Self::File { path, reason },
             Error::NoRoom(text) => Self::OutOfMemory(text),
             Error::Cancelled => Self::Cancelled,
+            Error::NotFinite(_) => Self::NotFinite(error.to_string()),
             other => {
                 let text = other.to_string();
                 let lower = text.to_lowercase();

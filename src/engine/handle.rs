@@ -11,6 +11,7 @@ use super::fault::{Fault, catch};
 use super::registry::{ModelEntry, Registry};
 use super::scheduler::Scheduler;
 use super::{Backend, EngineError, JobSource, Meter, ModelInfo, watchdog};
+use crate::downloads;
 
 /// How far the engine is.
 #[derive(Clone, Debug)]
@@ -60,11 +61,15 @@ pub struct Status {
     pub models: Vec<ModelStatus>,
 }
 
-/// How much of a model's files has been read.
+/// How much of a model's files is here and has been read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Loading {
     /// Its name in the registry.
     pub model: String,
+    /// Bytes that have come from the hub, of those that are on their way; 0 where none are.
+    pub downloaded_bytes: u64,
+    /// Bytes that are on their way from the hub, with those that have come.
+    pub download_bytes: u64,
     /// Bytes of its weights that were read.
     pub read_bytes: u64,
     /// Bytes of its weights in their files; 0 where it has none.
@@ -142,7 +147,14 @@ impl Shared {
     ) -> Result<T, Fault> {
         let read_before = bytes_read().0;
         let set = |loading| *self.loading.lock().unwrap_or_else(PoisonError::into_inner) = loading;
-        set(Some(Loading { model: model.to_owned(), read_bytes: read_before, weight_bytes }));
+        let model = model.to_owned();
+        set(Some(Loading {
+            model,
+            downloaded_bytes: 0,
+            download_bytes: 0,
+            read_bytes: read_before,
+            weight_bytes,
+        }));
         // Not as a call: a load may take as long as the disk does.
         let result = catch(run);
         set(None);
@@ -250,11 +262,12 @@ impl Engine {
         self.shared.status.borrow().models.clone()
     }
 
-    /// The model that is being read, and how much of it was.
+    /// The model that is being fetched and read, and how much of it was.
     pub fn loading(&self) -> Option<Loading> {
         let loading = self.shared.loading.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
         let read_bytes = (bytes_read().0 - loading.read_bytes).min(loading.weight_bytes);
-        Some(Loading { read_bytes, ..loading })
+        let (downloaded_bytes, download_bytes) = downloads::under_way();
+        Some(Loading { downloaded_bytes, download_bytes, read_bytes, ..loading })
     }
 
     /// What it has counted.

@@ -130,6 +130,10 @@ pub struct Meter {
     pub jobs_cancelled: Counter,
     /// Jobs answered with an error.
     pub jobs_failed: Counter,
+    /// Jobs that failed because something was computed to NaN or infinity.
+    pub not_finite: Counter,
+    /// Runs of the VAE that were repeated in f32 for the same reason.
+    pub repeated: Counter,
     /// Prompts found encoded.
     pub prompt_hits: Counter,
     /// Prompts that had to be encoded.
@@ -153,6 +157,8 @@ impl Default for Meter {
             jobs_done: Counter::default(),
             jobs_cancelled: Counter::default(),
             jobs_failed: Counter::default(),
+            not_finite: Counter::default(),
+            repeated: Counter::default(),
             prompt_hits: Counter::default(),
             prompt_misses: Counter::default(),
             memory: MemoryGauge::default(),

@@ -18,8 +18,8 @@ mod task;
 mod watchdog;
 
 pub use aquatint_models::pipeline::{
-    DeviceMemory, Family, GenerationRequest, Interpolation, LoraChoice, MaskedContent, Mode, ModelInfo,
-    Preset, Variation,
+    DeepCache, DeviceMemory, Family, GenerationRequest, Interpolation, LoraChoice, MaskedContent, Mode,
+    ModelInfo, Preset, StepCache, Variation,
 };
 pub use backend::{Backend, Denoising};
 pub use error::EngineError;

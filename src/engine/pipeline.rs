@@ -97,6 +97,10 @@ impl Backend for PipelineBackend {
         self.pipeline.weight_bytes()
     }
 
+    fn repeated(&self) -> u64 {
+        self.pipeline.repeated()
+    }
+
     fn prompt_cache(&self) -> (u64, u64) {
         self.pipeline.prompt_counts()
     }

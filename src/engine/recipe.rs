@@ -6,7 +6,7 @@ use aquatint_models::sampler::SamplerSettings;
 use serde::{Deserialize, Serialize};
 
 use super::pipeline::name_of;
-use super::{Family, GenerationRequest, LoraChoice, Mode, ModelInfo, Variation};
+use super::{DeepCache, Family, GenerationRequest, LoraChoice, Mode, ModelInfo, StepCache, Variation};
 
 /// A picture's recipe, complete: the model's defaults are filled in.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -142,6 +142,16 @@ fn extra(request: &GenerationRequest) -> Vec<(Cow<'static, str>, String)> {
     extra.extend(request.true_cfg_scale.map(|scale| ("True CFG scale".into(), scale.to_string())));
     extra
         .extend(request.max_sequence_length.map(|length| ("Max sequence length".into(), length.to_string())));
+    match request.step_cache {
+        Some(StepCache::FirstBlock { threshold }) => {
+            extra.push(("First block cache".into(), threshold.to_string()));
+        }
+        Some(StepCache::Deep(DeepCache { interval, branch_id })) => {
+            extra.push(("DeepCache interval".into(), interval.to_string()));
+            extra.push(("DeepCache branch".into(), branch_id.to_string()));
+        }
+        None => {}
+    }
     extra
 }
 

@@ -8,6 +8,7 @@ use super::estimate::{step_units, work_units};
 use super::fault::Fault;
 use super::handle::{EngineSettings, Running, Shared};
 use super::job::Waited;
+use super::meter::Meter;
 use super::order::{self, Candidate};
 use super::registry::Registry;
 use super::task::{Action, Task};
@@ -229,13 +230,13 @@ impl<'a, B: Backend> Scheduler<'a, B> {
         let task = &mut self.tasks[at];
         let Some(request) = task.job.work.requests.get(index) else { return Ok(()) };
         let started = Instant::now();
+        let meter = &self.shared.meter;
         let (denoising, hits, misses) = self.registry.call_twice(task.model, |backend, _| {
             let before = backend.prompt_cache();
-            let denoising = backend.start(request)?;
+            let denoising = counting_repeated(backend, meter, || backend.start(request))?;
             let after = backend.prompt_cache();
             Ok((denoising, after.0.saturating_sub(before.0), after.1.saturating_sub(before.1)))
         })?;
-        let meter = &self.shared.meter;
         meter.prompt_hits.add(hits);
         meter.prompt_misses.add(misses);
         meter.start_s.record_time(started.elapsed());
@@ -247,9 +248,10 @@ impl<'a, B: Backend> Scheduler<'a, B> {
         let task = &mut self.tasks[at];
         let started = Instant::now();
         let denoising = &task.making[making].denoising;
-        let image =
-            self.registry.call_twice(task.model, |backend, sparing| backend.decode(denoising, sparing))?;
         let meter = &self.shared.meter;
+        let image = self.registry.call_twice(task.model, |backend, sparing| {
+            counting_repeated(backend, meter, || backend.decode(denoising, sparing))
+        })?;
         meter.decode_s.record_time(started.elapsed());
         meter.pictures.add(1);
         if let Some(info) = self.registry.info_now(task.model) {
@@ -400,6 +402,7 @@ impl<'a, B: Backend> Scheduler<'a, B> {
             Err(error) => {
                 tracing::warn!(parent: &job.span, %error, "no picture");
                 meter.jobs_failed.add(1);
+                meter.not_finite.add(u64::from(matches!(error, EngineError::NotFinite(_))));
             }
         }
         // The place goes first: whoever reads the reply may ask again at once.
@@ -408,4 +411,16 @@ impl<'a, B: Backend> Scheduler<'a, B> {
         progress.set(|p| p.phase = JobPhase::Done);
         let _gone = caller.send(reply);
     }
+}
+
+/// Counts the runs of the VAE that a call repeats in f32, whatever comes of it.
+fn counting_repeated<B: Backend, T>(
+    backend: &B,
+    meter: &Meter,
+    call: impl FnOnce() -> Result<T, EngineError>,
+) -> Result<T, EngineError> {
+    let before = backend.repeated();
+    let result = call();
+    meter.repeated.add(backend.repeated().saturating_sub(before));
+    result
 }

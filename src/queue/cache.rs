@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use image::{GrayImage, RgbImage};
 
-use crate::engine::{GenerationRequest, LoraChoice, Mode, Picture, Work};
+use crate::engine::{DeepCache, GenerationRequest, LoraChoice, Mode, Picture, StepCache, Work};
 
 /// What stands for a job: two hashes, as one alone could meet by chance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,6 +57,7 @@ fn hash_request(request: &GenerationRequest, hasher: &mut impl Hasher) {
         mode,
         latent_resize,
         masked_content,
+        step_cache,
         micro_conditioning,
     } = request;
     (prompt, negative_prompt, width, height, num_inference_steps).hash(hasher);
@@ -64,6 +65,12 @@ fn hash_request(request: &GenerationRequest, hasher: &mut impl Hasher) {
     (true_cfg_scale.map(f64::to_bits), max_sequence_length).hash(hasher);
     variation.map(|v| (v.seed, v.strength.to_bits())).hash(hasher);
     (latent_resize, masked_content).hash(hasher);
+    step_cache
+        .map(|cache| match cache {
+            StepCache::FirstBlock { threshold } => (0, threshold.to_bits(), 0),
+            StepCache::Deep(DeepCache { interval, branch_id }) => (1, interval as u64, branch_id),
+        })
+        .hash(hasher);
     let micro = micro_conditioning;
     (micro.original_size, micro.crops_coords_top_left, micro.target_size).hash(hasher);
     match mode {
@@ -167,6 +174,14 @@ mod tests {
         assert_eq!(key(&work(1)), key(&work(1)));
         assert_eq!(Key::of(&Work { seed_given: false, ..work(1) }), None);
         let picture = |value| RgbImage::from_pixel(2, 2, image::Rgb([value; 3]));
+        let mut keys: Vec<Key> = vec![key(&work(1))];
+        let deep = |interval, branch_id| Some(StepCache::Deep(DeepCache { interval, branch_id }));
+        for step_cache in [deep(2, 0), deep(3, 0), deep(2, 1), Some(StepCache::FirstBlock { threshold: 0.1 })]
+        {
+            let mut work = work(1);
+            work.requests[0].step_cache = step_cache;
+            keys.push(key(&work));
+        }
         let changed: [fn(&mut GenerationRequest); 10] = [
             |r| r.prompt.push('b'),
             |r| r.negative_prompt = Some(String::new()),
@@ -179,7 +194,6 @@ mod tests {
             |r| r.scheduler = Some("Euler".into()),
             |r| r.clip_skip = 1,
         ];
-        let mut keys: Vec<Key> = vec![key(&work(1))];
         for change in changed {
             let mut work = work(1);
             change(&mut work.requests[0]);

@@ -2,10 +2,11 @@
 
 use std::io::IsTerminal;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
+
+use crate::downloads::Download;
 
 /// Time between two lines in the log.
 pub(super) const LINE_EVERY: Duration = Duration::from_secs(5);
@@ -17,7 +18,7 @@ pub(super) struct Progress(Arc<Shared>);
 struct Shared {
     repo: String,
     bytes: u64,
-    done: AtomicU64,
+    download: Download,
     started: Instant,
     bars: Option<MultiProgress>,
 }
@@ -33,7 +34,13 @@ impl Progress {
     pub(super) fn new(repo: String, files: usize, bytes: u64) -> Self {
         tracing::info!(repo, files, "downloading {}", HumanBytes(bytes));
         let bars = std::io::stderr().is_terminal().then(MultiProgress::new);
-        Self(Arc::new(Shared { repo, bytes, done: AtomicU64::new(0), started: Instant::now(), bars }))
+        Self(Arc::new(Shared {
+            repo,
+            bytes,
+            download: Download::begin(bytes),
+            started: Instant::now(),
+            bars,
+        }))
     }
 
     pub(super) fn file(&self, name: &str, bytes: u64) -> FileProgress {
@@ -47,11 +54,11 @@ impl Progress {
 
     /// A line for the log, unless bars say it.
     pub(super) fn log(&self) {
-        let Shared { repo, bytes, done, started, bars } = &*self.0;
+        let Shared { repo, bytes, download, started, bars } = &*self.0;
         if bars.is_some() {
             return;
         }
-        let done = done.load(Ordering::Relaxed);
+        let done = download.arrived();
         let rate = HumanBytes((done as f64 / started.elapsed().as_secs_f64().max(1e-3)) as u64);
         let percent = done * 100 / (*bytes).max(1);
         tracing::info!(repo, percent, "downloaded {} of {}, {rate}/s", HumanBytes(done), HumanBytes(*bytes));
@@ -59,9 +66,9 @@ impl Progress {
 }
 
 impl FileProgress {
-    /// So many bytes of the file are here. It may be fewer than before: a file that turned out wrong starts again.
+    /// So many bytes of the file are here, perhaps fewer than before.
     pub(super) fn set(&mut self, bytes: u64) {
-        self.all.0.done.fetch_add(bytes.wrapping_sub(self.at), Ordering::Relaxed);
+        self.all.0.download.moved(self.at, bytes);
         self.at = bytes;
         if let Some(bar) = &self.bar {
             bar.set_position(bytes);

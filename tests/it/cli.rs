@@ -307,6 +307,22 @@ fn models_are_listed() {
         ),
         "{text}"
     );
+    let fixtures = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/tests/fixtures"));
+    for name in ["quantised_flux.gguf", "lora_kohya_sdxl.safetensors"] {
+        folder.write(&format!("m/{name}"), &std::fs::read(fixtures.join(name)).unwrap());
+    }
+    folder.write("m/cut.safetensors", b"12");
+    let text = stdout(&run(&folder, &[], &["models", "--models-dir", "m"]));
+    for line in [
+        "m/cut.safetensors  unreadable (not supported)\n",
+        "m/lora_kohya_sdxl.safetensors  LoRA, sdxl\n",
+        "m/quantised_flux.gguf  FLUX transformer alone, flux\n",
+    ] {
+        assert!(text.contains(line), "{text}");
+    }
+    for name in ["quantised_flux.gguf", "lora_kohya_sdxl.safetensors", "cut.safetensors"] {
+        std::fs::remove_file(folder.0.join("m").join(name)).unwrap();
+    }
     let output = run(&folder, &[("AQUATINT_MODELS_DIR", "m")], &["models", "--json"]);
     let json: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(json["models"].as_array().unwrap().len(), 4);

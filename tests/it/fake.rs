@@ -122,7 +122,7 @@ impl Script {
             Some(Broken::Error) => Err(EngineError::Failed("it does not work".into())),
             Some(Broken::Memory) => Err(EngineError::OutOfMemory("CUDA_ERROR_OUT_OF_MEMORY".into())),
             Some(Broken::Panic) => panic!("as the script says"),
-            Some(Broken::NotFinite) => Err(EngineError::Failed("the latents are not finite".into())),
+            Some(Broken::NotFinite) => Err(EngineError::NotFinite("the latents are not finite".into())),
             Some(Broken::Lost) => Err(EngineError::DeviceLost("CUDA_ERROR_LAUNCH_FAILED".into())),
             Some(Broken::Hang(time)) => {
                 std::thread::sleep(time);
@@ -249,7 +249,7 @@ impl Backend for Fake {
         match request.prompt.as_str() {
             "!invalid" => return Err(EngineError::Invalid("this cannot be painted".into())),
             "!memory" => return Err(EngineError::OutOfMemory("CUDA_ERROR_OUT_OF_MEMORY".into())),
-            "!fail" => return Err(EngineError::Failed("the latents are not finite".into())),
+            "!fail" => return Err(EngineError::NotFinite("the latents are not finite".into())),
             "!panic" => panic!("as the prompt says"),
             "!abort" => {
                 self.script.note("start", request.seed);
@@ -303,6 +303,11 @@ impl Backend for Fake {
 
     fn device_memory(&self) -> Option<DeviceMemory> {
         self.script.memory.as_ref().map(|(device, _)| *device.lock().unwrap())
+    }
+
+    /// As if every decoding had to be repeated.
+    fn repeated(&self) -> u64 {
+        self.script.decoded.load(Ordering::SeqCst) as u64
     }
 
     fn free_memory(&self) {

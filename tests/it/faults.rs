@@ -31,7 +31,7 @@ async fn outcome(broken: Broken, call: usize) -> Result<(), String> {
             (10..).zip(made).all(|(seed, p)| is_right(p, seed, STEPS)) && made.len() as u64 == PICTURES
         }
         (Broken::Error, Err(EngineError::Failed(text))) => text == "it does not work",
-        (Broken::NotFinite, Err(EngineError::Failed(text))) => text == "the latents are not finite",
+        (Broken::NotFinite, Err(EngineError::NotFinite(text))) => text == "the latents are not finite",
         (Broken::Panic, Err(EngineError::Failed(text))) => text == "internal error",
         (Broken::Hang(_), Err(EngineError::RanTooLong { .. })) => true,
         (Broken::Lost, Err(EngineError::DeviceLost(_))) => true,

@@ -36,4 +36,5 @@ mod rig;
 mod running;
 mod runpod;
 mod scoreboard;
+mod step_cache;
 mod webui;

@@ -66,6 +66,8 @@ async fn metrics_count_what_happens() {
     assert_eq!(samples["aquatint_jobs_total{outcome=\"done\"}"], 1.0);
     assert_eq!(samples["aquatint_jobs_total{outcome=\"failed\"}"], 1.0);
     assert_eq!(samples["aquatint_pictures_total"], 2.0);
+    assert_eq!(samples["aquatint_not_finite_total{outcome=\"failed\"}"], 1.0);
+    assert_eq!(samples["aquatint_not_finite_total{outcome=\"repeated\"}"], 2.0);
     assert_eq!(samples["aquatint_queue_wait_seconds_count"], 2.0);
     let (steps, seconds) = (samples["aquatint_step_seconds_count"], samples["aquatint_step_seconds_sum"]);
     assert!((4.0..=8.0).contains(&steps), "two pictures of four steps, in a batch or not: {steps}");

@@ -8,7 +8,7 @@ use half::f16;
 use rayon::prelude::*;
 
 use super::by_level;
-use super::packed::Line;
+use super::panels::Line;
 use super::tile::PANEL;
 use crate::EncodedWeight;
 use crate::ggml_block::{Block, Shape};
@@ -125,10 +125,23 @@ fn lanes(bytes: &[u8], at: usize) -> &[u8; PANEL] {
 
 #[inline(always)]
 fn halves<const FUSED: bool>(bytes: &[u8], at: usize) -> [f32; PANEL] {
-    let mut to = Line::default();
-    let from = std::array::from_fn(|i| f16::from_le_bytes([bytes[at + 2 * i], bytes[at + 2 * i + 1]]));
-    super::packed::widen_f16_body::<FUSED>(&[from], std::slice::from_mut(&mut to));
-    to.0
+    let bytes: &[u8; 2 * PANEL] = bytes[at..].first_chunk().unwrap_or(&[0; 2 * PANEL]);
+    let mut to = [0.0; PANEL];
+    #[cfg(target_arch = "x86_64")]
+    if FUSED {
+        use std::arch::x86_64::{_mm_loadu_si128, _mm256_cvtph_ps, _mm256_storeu_ps};
+        for (from, to) in bytes.chunks_exact(16).zip(to.chunks_exact_mut(8)) {
+            // SAFETY: both have eight elements, and the levels with a fused multiply-add have F16C.
+            unsafe {
+                _mm256_storeu_ps(to.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast())))
+            };
+        }
+        return to;
+    }
+    for (half, to) in bytes.chunks_exact(2).zip(&mut to) {
+        *to = f16::from_le_bytes([half[0], half[1]]).to_f32();
+    }
+    to
 }
 
 /// Steps of one sub-block: codes of `LOW` bits and of `HIGH` more.

@@ -1,6 +1,7 @@
 //! Launches on a GPU, through cudarc, on candle's device and stream.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use candle_core::backend::BackendStorage;
@@ -9,8 +10,9 @@ use candle_core::cuda_backend::cudarc::driver::{
 };
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};
-use candle_core::{Device, Result, Storage, Tensor, bail};
+use candle_core::{DType, Device, Result, Shape, Storage, Tensor, bail};
 
+use super::cudnn::{Request, Session};
 use super::{Argument, Grid, Launch};
 
 /// The compiled kernels of every `.cu` file by its name: machine code for sm_75, sm_80 and sm_90, and PTX for what
@@ -147,4 +149,52 @@ pub(super) fn run(launch: &Launch<'_>, grid: &Grid, device: &Device) -> Result<V
     // sizes that go with the addresses are those of the tensors.
     unsafe { builder.launch(config) }.w()?;
     Ok(outputs)
+}
+
+/// cuDNN on each GPU, or nothing where it is not there.
+static SESSIONS: OnceLock<Mutex<HashMap<usize, Option<Session>>>> = OnceLock::new();
+
+/// What an address must be a multiple of.
+const ALIGNMENT: u64 = 16;
+
+pub(super) fn ask_cudnn(
+    request: &Request,
+    tensors: &[(i64, &Tensor)],
+    y: i64,
+    shape: Shape,
+    dtype: DType,
+) -> Result<Option<Tensor>> {
+    let Some(device) = tensors.first().map(|(_, x)| x.device()) else { return Ok(None) };
+    // On a newer GPU that is to behave as an older one, too.
+    if matches!(request, Request::Attention(_)) && compute_capability(device)? < (8, 0) {
+        return Ok(None);
+    }
+    let stream = device.as_cuda_device()?.cuda_stream();
+    let context = stream.context();
+    let mut sessions = SESSIONS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+    let session = match sessions.entry(context.ordinal()) {
+        Entry::Occupied(present) => present.into_mut(),
+        Entry::Vacant(none) => {
+            context.bind_to_thread().w()?;
+            none.insert(Session::new().ok())
+        }
+    };
+    let Some(session) = session else { return Ok(None) };
+    let Some(workspace_bytes) = session.prepare(request) else { return Ok(None) };
+    // Freed in the stream's order, so it may go when this function ends.
+    // SAFETY: cuDNN expects nothing of what is in it.
+    let workspace = unsafe { Tensor::empty(workspace_bytes.max(1), DType::U8, device) }?;
+    // SAFETY: the plan writes every element; nothing on this stream reads them before it has run.
+    let result = unsafe { Tensor::empty(shape, dtype, device) }?;
+    let all = tensors.iter().copied().chain([(y, &result)]);
+    let all = all.map(|(number, x)| Ok((number, address(x, &stream)?))).collect::<Result<Vec<_>>>()?;
+    if all.iter().any(|(_, address)| address % ALIGNMENT != 0) {
+        return Ok(None);
+    }
+    let workspace = address(&workspace, &stream)?;
+    // SAFETY: the addresses are those of the request's tensors, whose sizes the request was made from; tests compute every
+    // request on tensors of the same sizes.
+    unsafe { session.run(request, stream.cu_stream() as u64, &all, workspace) }
+        .map_err(candle_core::Error::msg)?;
+    Ok(Some(result))
 }

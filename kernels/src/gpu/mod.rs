@@ -5,7 +5,7 @@
 //! tensors of the CPU. So what an arm computes, from the choice of a kernel to its arithmetic, is tested on any machine,
 //! and by the same tests on a GPU where there is one.
 
-use candle_core::{DType, Result, Shape, Tensor, bail};
+use candle_core::{DType, Device, Result, Shape, Tensor, bail};
 
 use crate::Activation;
 
@@ -13,6 +13,8 @@ use crate::Activation;
 mod cublaslt;
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(target_os = "linux")]
+pub mod cudnn;
 #[cfg(test)]
 mod emulator;
 #[cfg(feature = "cuda")]
@@ -23,6 +25,8 @@ pub(crate) mod memory;
 mod product;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(feature = "cuda")]
+mod upload;
 
 #[cfg(feature = "cuda")]
 use cuda::compute_capability;
@@ -51,6 +55,25 @@ pub(crate) fn multiplies(x: &Tensor) -> bool {
     }
     // The emulator has all of it.
     let _ = needed;
+    true
+}
+
+/// A tensor of these elements, little-endian, on `device`.
+pub(crate) fn upload(bytes: &[u8], dtype: DType, shape: &Shape, device: &Device) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(device) = device {
+        return upload::upload(bytes, dtype, shape, device);
+    }
+    Tensor::from_raw_buffer(bytes, dtype, shape.dims(), device)
+}
+
+/// Whether a device computes in bf16: all but GPUs before sm_80, such as the T4.
+pub fn computes_in_bf16(device: &Device) -> bool {
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        return compute_capability(device).is_ok_and(|present| present >= (8, 0));
+    }
+    let _of_the_cpu = device;
     true
 }
 
@@ -225,6 +248,43 @@ impl<'a> Launch<'a> {
             return emulator::run(self, grid);
         }
         bail!("{} of {}: there is no device to run it on {:?}", self.function, self.module, first.device())
+    }
+}
+
+/// A request to cuDNN on tensors by their numbers, all contiguous; `y` is the number of the result, whose shape and type
+/// follow. `None` where the op has to go on by itself: there is no cuDNN, or it has no plan.
+///
+/// In tests on the CPU the request's graph is computed by what it means, so that it is known to ask for the right thing.
+#[cfg(target_os = "linux")]
+pub(crate) fn ask_cudnn(
+    request: &cudnn::Request,
+    tensors: &[(i64, &Tensor)],
+    y: i64,
+    shape: impl Into<Shape>,
+    dtype: DType,
+) -> Result<Option<Tensor>> {
+    let Some((_, first)) = tensors.first() else { bail!("{request:?}: a request without a tensor") };
+    let shape = shape.into();
+    #[cfg(feature = "cuda")]
+    if first.device().is_cuda() {
+        return cuda::ask_cudnn(request, tensors, y, shape, dtype);
+    }
+    #[cfg(test)]
+    if first.device().is_cpu() {
+        return testing::evaluate(request, tensors, y, shape, dtype).map(Some);
+    }
+    let _ = (y, shape, dtype, first);
+    Ok(None)
+}
+
+/// The type of elements as cuDNN calls it.
+#[cfg(target_os = "linux")]
+pub(crate) fn cudnn_type(dtype: DType) -> Option<cudnn::DataType> {
+    match dtype {
+        DType::F32 => Some(cudnn::DataType::F32),
+        DType::F16 => Some(cudnn::DataType::F16),
+        DType::BF16 => Some(cudnn::DataType::BF16),
+        _ => None,
     }
 }
 

@@ -58,11 +58,11 @@ impl CheckpointFile {
         }
     }
 
-    /// Fills `into` with the file's bytes from `at` on.
-    pub(super) fn read_at(&self, into: &mut [u8], at: u64) -> std::io::Result<()> {
+    /// The file's bytes.
+    pub(super) fn bytes(&self) -> &Bytes {
         match self {
-            Self::Safetensors(file) => file.bytes().read_at(into, at),
-            Self::Gguf(file) => file.bytes().read_at(into, at),
+            Self::Safetensors(file) => file.bytes(),
+            Self::Gguf(file) => file.bytes(),
         }
     }
 

@@ -9,8 +9,10 @@ use serde::de::DeserializeOwned;
 use super::published::Published;
 use super::safetensors_file::SafetensorsFile;
 use super::single_file::SingleFile;
+use super::stored::StoredType;
 use super::tokenizers::Tokenizer;
 use super::view::Views;
+use super::weights::held_as;
 use super::{Weights, builtin};
 use crate::{Error, Result};
 
@@ -165,15 +167,16 @@ impl ModelFolder {
     }
 
     /// Bytes of a component's weights in the types that [`Self::weights`] holds them in.
-    pub fn held_bytes(&self, component: &str, dtype: Option<DType>) -> Result<u64> {
+    pub fn held_bytes(&self, component: &str, dtype: Option<DType>, on_cpu: bool) -> Result<u64> {
         let views = match self {
             Self::Disk(_) | Self::Single(_) => self.views(component)?,
             _ => return Ok(self.weight_bytes(component)),
         };
-        let widened = dtype.or((views.bytes() < WIDEN_BELOW_BYTES).then_some(DType::F32));
+        let dtype = dtype.or((views.bytes() < WIDEN_BELOW_BYTES).then_some(DType::F32));
         let bytes = |name: &String| {
             let elements: usize = views.shape(name).unwrap_or_default().iter().product();
-            let (len, size) = match (widened, views.stored_type(name)) {
+            let (len, size) = match (dtype, views.stored_type(name)) {
+                (_, Some(StoredType::Plain(stored))) => (1, held_as(stored, dtype, on_cpu).size_in_bytes()),
                 (Some(dtype), _) => (1, dtype.size_in_bytes()),
                 (None, Some(stored)) => stored.block(),
                 (None, None) => (1, 0),

@@ -14,7 +14,6 @@ mod meter;
 pub(crate) mod open_clip;
 pub mod original;
 pub mod published;
-mod row_reader;
 mod row_scales;
 pub mod safetensors_file;
 mod safetensors_header;
@@ -27,6 +26,7 @@ mod tokenizers;
 pub mod view;
 pub mod weights;
 
+pub use bytes::map_files;
 pub use file::CheckpointFile;
 pub use folder::ModelFolder;
 pub use meter::bytes_read;

@@ -1,7 +1,6 @@
 //! One safetensors file: its header, checked before anything is allocated, and its tensors, read where they lie.
 //!
-//! Tensors are read with plain positioned reads instead of a memory map: the bytes are held once, in the tensor, and
-//! a file that shrinks while it is read is an error instead of a crash.
+//! Matrices and filters for the CPU stay in the file, mapped; everything else is read, and held once, in its tensor.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

@@ -7,7 +7,7 @@
 use rayon::prelude::*;
 
 /// The scale and offset of a tensor, by its name and shape.
-fn range(name: &str, shape: &[usize]) -> (f32, f32) {
+pub(super) fn range(name: &str, shape: &[usize]) -> (f32, f32) {
     if shape.len() < 2 {
         return if name.ends_with(".weight") { (0.25, 1.0) } else { (0.1, 0.0) };
     }

@@ -10,11 +10,12 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+use aquatint_kernels::{RowBytes, StoredRows};
 use candle_core::{DType, Device};
 
 use super::file::CheckpointFile;
+use super::meter;
 use super::original::Component;
-use super::row_reader::RowReader;
 use super::row_scales;
 use super::stored::{Stored, StoredType};
 use crate::{Error, Result};
@@ -202,15 +203,36 @@ impl Views {
         self.stretches(view, &view.rows)
     }
 
-    /// A tensor of f32, f16 or bf16 without scales whose rows lie as they are wanted, to be read row by row as `dims`,
-    /// which must have as many rows; `None` for others.
-    pub(super) fn rows(&self, name: &str, dims: Vec<usize>) -> Option<RowReader<'_>> {
-        let view = self.views.get(name)?;
-        let file: &CheckpointFile = self.files.get(view.file)?;
-        let entry = file.entries().get(&view.tensor)?;
-        let in_order = view.scales.is_none() && view.form != Form::Transposed;
-        let dtype = RowReader::reads(entry.stored_type).filter(|_| in_order)?;
-        Some(RowReader { file, entry, stretches: &view.rows, dims, dtype })
+    /// A tensor as `dims`, of as many elements, to be taken where it lies; `None` unless it is of f32, f16 or bf16, without
+    /// scales, and its rows stand together in the order they are wanted in.
+    ///
+    /// # Errors
+    /// What reading the file says.
+    pub(super) fn stored_rows(&self, name: &str, dims: &[usize]) -> Result<Option<StoredRows>> {
+        let Some((view, file)) =
+            self.views.get(name).and_then(|view| Some((view, self.files.get(view.file)?)))
+        else {
+            return Ok(None);
+        };
+        let Some(entry) = file.entries().get(&view.tensor) else { return Ok(None) };
+        let StoredType::Plain(dtype @ (DType::F32 | DType::F16 | DType::BF16)) = entry.stored_type else {
+            return Ok(None);
+        };
+        let (start, bytes) = match (&view.rows[..], entry.shape.first()) {
+            ([], _) => (entry.start, entry.bytes()),
+            ([rows], Some(&count)) => {
+                let row = entry.bytes() / count as u64;
+                (entry.start + row * rows.start as u64, row * rows.len() as u64)
+            }
+            _ => return Ok(None),
+        };
+        if view.scales.is_some() || view.form == Form::Transposed {
+            return Ok(None);
+        }
+        let bad = |e: &dyn std::fmt::Display| Error::file(file.path(), format!("{}: {e}", view.tensor));
+        let bytes: RowBytes = file.bytes().region(start, bytes as usize).map_err(|e| bad(&e))?;
+        meter::count((*bytes).as_ref());
+        Ok(Some(StoredRows::new(bytes, dims.to_vec(), dtype).map_err(|e| bad(&e))?))
     }
 
     /// Reads some rows of a tensor as they are stored.

@@ -10,11 +10,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use aquatint_kernels::{EncodedWeight, Format};
+use aquatint_kernels::{EncodedWeight, Format, StoredRows};
 use candle_core::{DType, Device, Tensor};
 
 use super::file::CheckpointFile;
-use super::row_reader::RowReader;
 use super::safetensors_file::SafetensorsFile;
 use super::stored::{Matrix, StoredType};
 use super::synthetic;
@@ -34,7 +33,11 @@ pub enum Layer {
 #[derive(Debug)]
 enum Source {
     Files(Views),
-    Synthetic { seed: u64 },
+    /// Computed from their names; or made by the device's own generator, where the values do not matter.
+    Synthetic {
+        seed: u64,
+        by_device: bool,
+    },
 }
 
 #[derive(Debug)]
@@ -42,7 +45,7 @@ struct Component {
     /// For errors: the component's name.
     name: String,
     source: Source,
-    /// The type that matrices and filters are held in; `None` keeps the stored one.
+    /// The type that matrices and filters are held in; `None` keeps the stored one. See [`held_as`].
     dtype: Option<DType>,
     device: Device,
     /// Whether linear layers are held in Q8_0, whatever they are stored in.
@@ -54,9 +57,9 @@ struct Component {
 }
 
 /// A layer's weight on its way into the layer.
-enum Held<'a> {
-    /// To be packed as it is read, and held in this type.
-    Rows(RowReader<'a>, DType),
+enum Held {
+    /// As its file has it.
+    Rows(StoredRows),
     Matrix(Matrix),
 }
 
@@ -67,6 +70,30 @@ pub struct Weights {
     prefix: String,
     /// Whether linear layers are made without their weights.
     streams: bool,
+    divisors: Divisors,
+}
+
+/// What the weights and the biases of layers are divided by as they are made; powers of two.
+#[derive(Clone, Copy, Debug)]
+struct Divisors {
+    weight: f64,
+    bias: f64,
+}
+
+impl Divisors {
+    const NONE: Self = Self { weight: 1.0, bias: 1.0 };
+}
+
+/// What a tensor of a stored type is held in where `dtype` is asked for. The CPU's kernels widen weights as they read
+/// them: there 16 bits stay 16 bits where f32 is asked for, and no result is another one.
+pub(super) fn held_as(stored: DType, dtype: Option<DType>, on_cpu: bool) -> DType {
+    match dtype {
+        Some(DType::F32) if on_cpu && matches!(stored, DType::F16 | DType::BF16) => stored,
+        Some(dtype) => dtype,
+        // No kernel knows F64.
+        None if stored == DType::F64 => DType::F32,
+        None => stored,
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -93,7 +120,12 @@ impl Weights {
             streamed: Mutex::default(),
             used: Mutex::default(),
         };
-        Self { component: Arc::new(component), prefix: String::new(), streams: false }
+        Self {
+            component: Arc::new(component),
+            prefix: String::new(),
+            streams: false,
+            divisors: Divisors::NONE,
+        }
     }
 
     /// The tensors of one or several files under the names they have there. `dtype`: what matrices and filters are
@@ -124,12 +156,13 @@ impl Weights {
 
     /// Weights computed from their names; see [`synthetic`].
     pub fn synthetic(name: &str, seed: u64, device: &Device) -> Self {
-        Self::new(name, Source::Synthetic { seed }, None, device)
+        Self::new(name, Source::Synthetic { seed, by_device: false }, None, device)
     }
 
-    /// The same, held in `dtype` as if a checkpoint stored them so.
+    /// Weights of the same sizes, held in `dtype` as if a checkpoint stored them so; a GPU makes its own.
     pub fn random(name: &str, dtype: DType, device: &Device) -> Self {
-        Self::new(name, Source::Synthetic { seed: 0 }, Some(dtype), device)
+        let source = Source::Synthetic { seed: 0, by_device: !device.is_cpu() };
+        Self::new(name, source, Some(dtype), device)
     }
 
     /// The same weights under `prefix.segment`.
@@ -141,6 +174,12 @@ impl Weights {
     /// before [`Self::load`].
     pub fn streamed(&self) -> Self {
         Self { streams: true, ..self.clone() }
+    }
+
+    /// The same weights; linear and convolutional layers made from them have these divided by two powers of two. Layers
+    /// that are replaced later are not.
+    pub fn divided(&self, weight: f64, bias: f64) -> Self {
+        Self { divisors: Divisors { weight, bias }, ..self.clone() }
     }
 
     /// Whether linear layers are made without their weights.
@@ -220,16 +259,31 @@ impl Weights {
     fn read(&self, key: &str, shape: &[usize]) -> Result<Tensor> {
         self.check(key, shape)?;
         match &self.component.source {
-            Source::Synthetic { seed } => {
+            Source::Synthetic { by_device: true, .. } => {
+                let (scale, offset) = synthetic::range(key, shape);
+                Ok(Tensor::rand(offset - scale, offset + scale, shape, self.device())?)
+            }
+            Source::Synthetic { seed, .. } => {
                 Ok(Tensor::from_vec(synthetic::tensor(key, shape, *seed), shape, self.device())?)
             }
-            Source::Files(views) => named(key, views.read(key)?.tensor(self.device())),
+            Source::Files(views) if self.device().is_cpu() => {
+                named(key, views.read(key)?.tensor(self.device()))
+            }
+            Source::Files(views) => match views.stored_rows(key, shape)? {
+                Some(rows) => named(key, rows.tensor(self.device()).map_err(Error::from)),
+                None => named(key, views.read(key)?.tensor(self.device())),
+            },
         }
     }
 
     /// A tensor in f32: norms, biases, embedding tables.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         Ok(self.read(&self.path(name), shape)?.to_dtype(DType::F32)?)
+    }
+
+    fn bias(&self, channels: usize) -> Result<Tensor> {
+        let bias = self.tensor("bias", &[channels])?;
+        Ok(if self.divisors.bias == 1.0 { bias } else { (bias / self.divisors.bias)? })
     }
 
     /// Some rows of a tensor of this shape, in f32: what is needed of a table or a matrix that need not be in memory.
@@ -253,31 +307,41 @@ impl Weights {
 
     /// Bytes of an element of a table in the type weights are held in.
     pub fn held_size(&self, name: &str) -> usize {
+        self.size_held(&self.path(name))
+    }
+
+    /// The same for `key`, a full name.
+    fn size_held(&self, key: &str) -> usize {
         let stored = match &self.component.source {
-            Source::Files(views) => views.stored_type(&self.path(name)),
+            Source::Files(views) => views.stored_type(key),
             Source::Synthetic { .. } => None,
         };
-        match (self.component.dtype, stored) {
-            (Some(dtype), _) | (None, Some(StoredType::Plain(dtype))) => dtype.size_in_bytes(),
-            _ => DType::F32.size_in_bytes(),
+        match stored {
+            Some(StoredType::Plain(stored)) => self.held_as(stored),
+            _ => self.held_as(DType::F32),
         }
+        .size_in_bytes()
+    }
+
+    fn held_as(&self, stored: DType) -> DType {
+        held_as(stored, self.component.dtype, self.device().is_cpu())
     }
 
     /// A filter or table in the type weights are held in.
     fn held(&self, key: &str, shape: &[usize]) -> Result<Tensor> {
         let stored = self.read(key, shape)?;
-        match self.component.dtype {
-            Some(dtype) => Ok(stored.to_dtype(dtype)?),
-            // The CPU's kernels widen 16-bit weights as they read them; F64 is nothing they know.
-            None if stored.dtype() == DType::F64 => Ok(stored.to_dtype(DType::F32)?),
-            None => Ok(stored),
-        }
+        let stored = match self.divisors.weight {
+            1.0 => stored,
+            by => (stored.to_dtype(DType::F32)? / by)?.to_dtype(stored.dtype())?,
+        };
+        Ok(stored.to_dtype(self.held_as(stored.dtype()))?)
     }
 
     /// A matrix of this stored shape in the type or format weights are held in.
     fn held_matrix(&self, key: &str, shape: &[usize], dims: (usize, usize)) -> Result<Matrix> {
         if let (None, Source::Files(views)) = (self.component.dtype, &self.component.source)
             && let Some(StoredType::Encoded(_)) = views.stored_type(key)
+            && self.divisors.weight == 1.0
         {
             self.check(key, shape)?;
             return named(key, views.read(key)?.into_matrix(dims, self.device()));
@@ -289,32 +353,27 @@ impl Weights {
         Ok(Matrix::Tensor(matrix))
     }
 
-    /// A weight that the CPU can pack as it is read, and the type to hold it in.
-    fn row_reader(&self, key: &str, dims: &[usize]) -> Option<(RowReader<'_>, DType)> {
-        let Source::Files(views) = &self.component.source else { return None };
-        let rows = views.rows(key, dims.to_vec()).filter(|_| self.device().is_cpu())?;
-        let dtype = self.component.dtype.unwrap_or(rows.dtype);
-        let widens = dtype == DType::F32;
-        (dtype == rows.dtype || widens).then_some((rows, dtype))
+    /// A weight that the CPU can take as its file has it, having checked its stored shape.
+    fn stored_rows(&self, key: &str, shape: &[usize], dims: &[usize]) -> Result<Option<StoredRows>> {
+        self.check(key, shape)?;
+        let Source::Files(views) = &self.component.source else { return Ok(None) };
+        let as_stored = self.device().is_cpu() && self.divisors.weight == 1.0;
+        match views.stored_type(key) {
+            Some(StoredType::Plain(stored)) if as_stored && self.held_as(stored) == stored => {
+                views.stored_rows(key, dims)
+            }
+            _ => Ok(None),
+        }
     }
 
     /// The weight of a linear layer, `(out, in)`, which has `shape` in its file.
-    fn linear_weight(&self, key: &str, shape: &[usize], dims: (usize, usize)) -> Result<Held<'_>> {
+    fn linear_weight(&self, key: &str, shape: &[usize], dims: (usize, usize)) -> Result<Held> {
         if !self.shrinks(dims.1)
-            && let Some((rows, dtype)) = self.row_reader(key, &[dims.0, dims.1])
+            && let Some(rows) = self.stored_rows(key, shape, &[dims.0, dims.1])?
         {
-            self.check(key, shape)?;
-            return Ok(Held::Rows(rows, dtype));
+            return Ok(Held::Rows(rows));
         }
         Ok(Held::Matrix(self.held_matrix(key, shape, dims)?))
-    }
-
-    /// What went wrong with reading rows of `key` is its file's.
-    fn of_file<T>(&self, key: &str, result: candle_core::Result<T>) -> Result<T> {
-        result.map_err(|e| match &self.component.source {
-            Source::Files(views) => Error::file(views.path_of(key), format!("{key}: {e}")),
-            Source::Synthetic { .. } => e.into(),
-        })
     }
 
     /// Whether a matrix of so many columns is held in Q8_0 instead of its own type.
@@ -339,7 +398,7 @@ impl Weights {
             Some(s) if s.len() == 4 && s[2..] == [1, 1] => vec![out_features, in_features, 1, 1],
             _ => vec![out_features, in_features],
         };
-        let bias = if bias { Some(here.tensor("bias", &[out_features])?) } else { None };
+        let bias = if bias { Some(here.bias(out_features)?) } else { None };
         let linear = Arc::new(if self.streams {
             here.check(&here.path("weight"), &shape)?;
             lock(&self.component.streamed).insert(here.prefix.clone(), false);
@@ -347,9 +406,7 @@ impl Weights {
         } else {
             let key = here.path("weight");
             match here.linear_weight(&key, &shape, (out_features, in_features))? {
-                Held::Rows(rows, dtype) => {
-                    here.of_file(&key, Linear::from_rows(&rows, dtype, bias.as_ref()))?
-                }
+                Held::Rows(rows) => Linear::stored(rows, bias.as_ref())?,
                 Held::Matrix(Matrix::Tensor(weight)) => Linear::new(&weight, bias.as_ref())?,
                 Held::Matrix(Matrix::Encoded(weight)) => {
                     Linear::encoded(&weight, bias.as_ref(), self.device())?
@@ -373,12 +430,10 @@ impl Weights {
         let here = self.pp(name);
         let shape = vec![out_channels, in_channels, kernel, kernel];
         let key = here.path("weight");
-        here.check(&key, &shape)?;
-        let bias = here.tensor("bias", &[out_channels])?;
-        let conv = match here.row_reader(&key, &shape) {
-            Some((rows, dtype)) => {
-                here.of_file(&key, Conv2d::from_rows(&rows, dtype, Some(&bias), stride, padding))?
-            }
+        let rows = here.stored_rows(&key, &shape, &shape)?;
+        let bias = here.bias(out_channels)?;
+        let conv = match rows {
+            Some(rows) => Conv2d::stored(rows, Some(&bias), stride, padding)?,
             None => Conv2d::new(&here.held(&key, &shape)?, Some(&bias), stride, padding)?,
         };
         let conv = Arc::new(conv);
@@ -487,13 +542,13 @@ impl Weights {
         match target {
             Layer::Linear(l) => {
                 match self.linear_weight(&key, &shape, (l.out_features(), l.in_features()))? {
-                    Held::Rows(rows, dtype) => self.of_file(&key, l.replace_rows(&rows, dtype))?,
+                    Held::Rows(rows) => l.replace_stored(rows)?,
                     Held::Matrix(Matrix::Tensor(weight)) => l.replace_weight(&weight)?,
                     Held::Matrix(Matrix::Encoded(weight)) => l.replace_encoded(&weight, self.device())?,
                 }
             }
-            Layer::Conv2d(c) => match self.row_reader(&key, &shape) {
-                Some((rows, dtype)) => self.of_file(&key, c.replace_rows(&rows, dtype))?,
+            Layer::Conv2d(c) => match self.stored_rows(&key, &shape, &shape)? {
+                Some(rows) => c.replace_stored(rows)?,
                 None => c.replace_weight(&self.held(&key, &shape)?)?,
             },
         }
@@ -549,7 +604,7 @@ impl Weights {
         let (target, shape) = self.layer(layer)?;
         let (block_len, block_bytes) = match self.held_format(layer) {
             Some(format) => format.block(),
-            None => (1, self.held_type(layer).size_in_bytes()),
+            None => (1, self.size_held(&format!("{layer}.weight"))),
         };
         let total = (shape.iter().product::<usize>() / block_len * block_bytes) as u64;
         Ok(match target {

@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod flux;
+pub mod step_cache;
 pub mod transformer;
 pub mod unet;
 
@@ -9,8 +10,10 @@ use candle_core::Tensor;
 
 pub use config::UnetConfig;
 pub use flux::{FluxConditioning, FluxConfig, FluxContext, FluxTransformer};
+pub use step_cache::{DeepCache, StepCache};
 pub use unet::{AddedConditioning, Conditioning, UNet2DCondition, UnetContext};
 
+use self::step_cache::Features;
 use crate::checkpoint::Weights;
 use crate::{Error, Result};
 
@@ -42,6 +45,31 @@ impl Denoiser {
             (Self::Unet(unet), Context::Unet(context)) => unet.forward(latents, timesteps, context),
             (Self::Flux(flux), Context::Flux(context)) => flux.forward(latents, timesteps, context),
             _ => Err(Error::invalid("the context was made for another denoiser")),
+        }
+    }
+
+    /// The same with `features` of earlier steps where those are to be reused, and kept where not. `index`: that of the
+    /// timestep, counted from the picture's first. Which layers are run may depend on values: a GPU is waited for, and no
+    /// graph of the step can be captured.
+    ///
+    /// # Errors
+    /// As [`Self::forward`]; where the features are another denoiser's.
+    pub fn forward_reusing(
+        &self,
+        latents: &Tensor,
+        timesteps: &[f64],
+        context: &Context,
+        features: &mut Features,
+        index: usize,
+    ) -> Result<Tensor> {
+        match (self, context, features) {
+            (Self::Unet(unet), Context::Unet(context), Features::Deep(features)) => {
+                unet.forward_reusing(latents, timesteps, context, features, index)
+            }
+            (Self::Flux(flux), Context::Flux(context), Features::FirstBlock(features)) => {
+                flux.forward_reusing(latents, timesteps, context, features)
+            }
+            _ => Err(Error::invalid("the context or the features are another denoiser's")),
         }
     }
 

@@ -8,9 +8,11 @@ use aquatint_kernels::{Recorder, timestep_embedding, upsample_nearest};
 use candle_core::{D, DType, Device, Tensor};
 
 use super::config::UnetConfig;
+use super::step_cache::DeepFeatures;
 use super::transformer::{KeyValue, Transformer2D};
 use crate::checkpoint::Weights;
 use crate::layers::{Activation, Conv2d, GroupNorm, Linear, Padding};
+use crate::range::Range;
 use crate::resnet::ResnetBlock;
 use crate::{Error, Result};
 
@@ -298,11 +300,35 @@ impl UNet2DCondition {
         let inputs: Vec<&Tensor> = [latents, &embedded].into_iter().chain(context.tensors()).collect();
         let outputs = self.recorder.run(&inputs, |inputs| match inputs {
             [latents, embedded, rest @ ..] => {
-                Ok(vec![self.run(latents, embedded, &context.with_tensors(rest)?)?])
+                let whole = Depth { branch: None, deep: None };
+                Ok(vec![self.run(latents, embedded, &context.with_tensors(rest)?, whole)?.0])
             }
             _ => Err(Error::invalid("a unet without inputs")),
         })?;
         outputs.into_iter().next().ok_or_else(|| Error::invalid("a unet without an output"))
+    }
+
+    /// The same with DeepCache: the `index`th timestep of a picture reuses the deep features of an earlier one, or keeps
+    /// its own.
+    pub(super) fn forward_reusing(
+        &self,
+        latents: &Tensor,
+        timesteps: &[f64],
+        context: &UnetContext,
+        features: &mut DeepFeatures,
+        index: usize,
+    ) -> Result<Tensor> {
+        let (block, layer) = features.branch();
+        // Blocks of fewer layers begin with their first.
+        let layers = self.config.layers(block);
+        let deep = features.kept.as_ref().filter(|_| features.reuses(index));
+        let depth = Depth { branch: Some((block, layer.min(layers))), deep };
+        let embedded = self.embed(timesteps, latents.device())?;
+        let (output, kept) = self.run(latents, &embedded, context, depth)?;
+        if kept.is_some() {
+            features.kept = kept;
+        }
+        Ok(output)
     }
 
     /// Sinusoids of the timesteps, `(batch, first channels)`.
@@ -312,8 +338,14 @@ impl UNet2DCondition {
         Ok(timestep_embedding(&t, block_out_channels[0], *flip_sin_to_cos, *freq_shift, device)?)
     }
 
-    /// All of it once the timesteps are embedded: what differs from step to step is in tensors.
-    fn run(&self, latents: &Tensor, embedded: &Tensor, context: &UnetContext) -> Result<Tensor> {
+    /// The output, and what went into the branch's layer if it was computed. What differs from step to step is in tensors.
+    fn run(
+        &self,
+        latents: &Tensor,
+        embedded: &Tensor,
+        context: &UnetContext,
+        depth: Depth<'_>,
+    ) -> Result<(Tensor, Option<Tensor>)> {
         let mut time =
             self.time_embedding.forward(&embedded.to_dtype(self.activations)?, context.guidance.as_ref())?;
         if let Some(added) = &context.added {
@@ -324,38 +356,86 @@ impl UNet2DCondition {
         let mut prompt = context.prompt.iter();
         let mut h = self.conv_in.forward(&latents.to_dtype(self.activations)?)?;
         let mut skips = vec![h.clone()];
-        for block in &self.down {
-            for layer in &block.layers {
+        for (i, block) in self.down.iter().enumerate() {
+            for (j, layer) in block.layers.iter().enumerate() {
+                if depth.leaves_out_down((i, j)) {
+                    layer.leave_out(&mut prompt);
+                    continue;
+                }
                 h = layer.forward(&h, &time, &mut prompt)?;
                 skips.push(h.clone());
             }
-            if let Some(downsample) = &block.resample {
+            if let Some(downsample) = &block.resample
+                && !depth.leaves_out_down((i, block.layers.len()))
+            {
                 h = downsample.forward(&h)?;
                 skips.push(h.clone());
             }
         }
         for layer in &self.mid {
-            h = layer.forward(&h, &time, &mut prompt)?;
+            if depth.deep.is_some() {
+                layer.leave_out(&mut prompt);
+            } else {
+                h = layer.forward(&h, &time, &mut prompt)?;
+            }
         }
-        for block in &self.up {
-            for layer in &block.layers {
+        let mut kept = None;
+        for (i, block) in self.up.iter().rev().enumerate().rev() {
+            for (j, layer) in block.layers.iter().rev().enumerate().rev() {
+                if depth.leaves_out_up((i, j)) {
+                    layer.leave_out(&mut prompt);
+                    continue;
+                }
+                match (depth.branch == Some((i, j)), depth.deep) {
+                    (true, Some(deep)) => h = deep.clone(),
+                    (true, None) => kept = Some(h.clone()),
+                    (false, _) => {}
+                }
                 // Down and up blocks have equally many entries and layers: `check` and `new` see to it.
                 let skip =
                     skips.pop().ok_or_else(|| Error::invalid("unet config: more up than down layers"))?;
                 h = layer.forward(&Tensor::cat(&[&h, &skip], D::Minus1)?, &time, &mut prompt)?;
             }
-            if let (Some(conv), Some(next)) = (&block.resample, skips.last()) {
+            if let (Some(conv), Some(next)) = (&block.resample, skips.last())
+                && !depth.leaves_out_up((i, 0))
+            {
                 // Twice the size, or one less where the way down rounded up.
                 let (_, height, width, _) = next.dims4()?;
                 h = conv.forward(&upsample_nearest(&h, height, width)?)?;
             }
         }
         let h = self.conv_norm_out.forward(&h, Activation::Silu)?;
-        Ok(self.conv_out.forward(&h)?.to_dtype(latents.dtype())?)
+        Ok((self.conv_out.forward(&h)?.to_dtype(latents.dtype())?, kept))
+    }
+}
+
+/// How deep a run goes. Places are `(block, layer)`; the finest is `(0, 0)` on the way down, and on the way up its last.
+#[derive(Clone, Copy, Debug)]
+struct Depth<'a> {
+    /// The place on the way up whose input is kept, or taken from `deep`.
+    branch: Option<(usize, usize)>,
+    /// What goes in there; layers of which nothing else is needed are left out.
+    deep: Option<&'a Tensor>,
+}
+
+impl Depth<'_> {
+    fn leaves_out_down(&self, place: (usize, usize)) -> bool {
+        self.deep.is_some() && self.branch.is_some_and(|branch| place >= branch)
+    }
+
+    fn leaves_out_up(&self, place: (usize, usize)) -> bool {
+        self.deep.is_some() && self.branch.is_some_and(|branch| place > branch)
     }
 }
 
 impl Layer {
+    /// Goes past what the prompt gives this layer.
+    fn leave_out<'a>(&self, prompt: &mut impl Iterator<Item = &'a Vec<KeyValue>>) {
+        if self.attention.is_some() {
+            let _not_needed = prompt.next();
+        }
+    }
+
     fn forward<'a>(
         &self,
         x: &Tensor,
@@ -454,7 +534,8 @@ fn layer(
 ) -> Result<Layer> {
     let groups = config.norm_num_groups;
     let time = Some(config.time_channels());
-    let resnet = ResnetBlock::new(&weights.pp("resnets").pp(j), from, out, time, groups, config.norm_eps)?;
+    let w = weights.pp("resnets").pp(j);
+    let resnet = ResnetBlock::new(&w, from, out, time, (groups, config.norm_eps), Range::FULL)?;
     let attention = attention.map(|(block, layers)| {
         let w = weights.pp("attentions").pp(j);
         Transformer2D::new(&w, out, config.context_channels(block), config.heads(block), layers, groups)

@@ -4,8 +4,10 @@ use candle_core::{D, Tensor};
 
 use super::Pipeline;
 use super::memory::Extent;
-use crate::denoiser::Context;
+use crate::denoiser::step_cache::Features;
+use crate::denoiser::{Context, Denoiser};
 use crate::noise::TorchGenerator;
+use crate::range::is_finite;
 use crate::sampler::Sampler;
 use crate::{Error, Result};
 
@@ -34,6 +36,10 @@ pub(super) struct Stage {
     /// `None` runs the denoiser once a step.
     pub(super) guidance_scale: Option<f64>,
     pub(super) refining: bool,
+    /// What steps reuse of earlier ones, where that was asked for.
+    pub(super) features: Option<Features>,
+    /// Where in its schedule it began.
+    pub(super) began_at: usize,
 }
 
 /// What inpainting keeps.
@@ -77,7 +83,8 @@ impl Pipeline {
     /// Runs the denoiser once and moves the latents one step on.
     ///
     /// # Errors
-    /// [`Error::NotFinite`] if the latents would be no numbers any more, which would decode to a black picture.
+    /// [`Error::NotFinite`] if the latents would be no numbers any more, which would decode to a black picture. On a
+    /// GPU this is noticed at the last step.
     pub fn step(&self, denoising: &mut Denoising) -> Result<()> {
         self.step_together(&mut [denoising])
     }
@@ -93,7 +100,7 @@ impl Pipeline {
         }
         let mut batch: Vec<&mut Denoising> =
             batch.iter_mut().filter(|d| !d.is_done()).map(|d| &mut **d).collect();
-        if batch.iter().any(|d| !d.joins(batch[0])) {
+        if batch.iter().skip(1).any(|d| !d.joins(batch[0])) {
             return batch.into_iter().try_for_each(|denoising| self.step(denoising));
         }
         // What does not fit together goes in parts.
@@ -111,14 +118,14 @@ impl Pipeline {
     }
 
     /// The model output of each for its next timestep, guided where it is to be. All of them join.
-    fn predict(&self, batch: &[&mut Denoising]) -> Result<Vec<Tensor>> {
+    fn predict(&self, batch: &mut [&mut Denoising]) -> Result<Vec<Tensor>> {
         let Some(first) = batch.first() else { return Ok(Vec::new()) };
         let denoiser = match (&self.refiner, first.stage.refining) {
             (Some(refiner), true) => &refiner.unet,
             _ => &self.denoiser,
         };
         let (mut inputs, mut timesteps) = (Vec::new(), Vec::new());
-        for denoising in batch {
+        for denoising in batch.iter() {
             let (input, t) = denoising.input()?;
             for _ in 0..denoising.stage.samples() {
                 inputs.push(input.clone());
@@ -126,10 +133,10 @@ impl Pipeline {
             }
         }
         let inputs = if inputs.len() == 1 { inputs.remove(0) } else { Tensor::cat(&inputs, 0)? };
-        let outputs = match batch.len() {
-            1 => denoiser.forward(&inputs, &timesteps, &first.stage.context)?,
-            _ => {
-                let contexts: Vec<_> = batch.iter().map(|d| &d.stage.context).collect();
+        let outputs = match &mut *batch {
+            [alone] => alone.stage.run(denoiser, &inputs, &timesteps)?,
+            several => {
+                let contexts: Vec<_> = several.iter().map(|d| &d.stage.context).collect();
                 denoiser.forward(&inputs, &timesteps, &Context::cat(&contexts)?)?
             }
         };
@@ -145,10 +152,13 @@ impl Pipeline {
 }
 
 impl Denoising {
-    /// Whether both can go through the denoiser in one batch: the same size, stage and number of tokens.
+    /// Whether both can go through the denoiser in one batch: the same size, stage and number of tokens. What reuses
+    /// features goes alone, as its steps run other layers.
     pub fn joins(&self, other: &Self) -> bool {
         let extra = |d: &Self| matches!(d.inpaint, Some(Inpaint::Concatenate(_)));
+        let reuses = |d: &Self| d.stage.features.is_some();
         self.latents.dims() == other.latents.dims()
+            && !(reuses(self) || reuses(other))
             && self.stage.refining == other.stage.refining
             && extra(self) == extra(other)
             && self.stage.context.joins(&other.stage.context)
@@ -176,22 +186,36 @@ impl Denoising {
 
     /// Moves the latents one step on.
     fn advance(&mut self, model_output: &Tensor) -> Result<()> {
+        let (step, steps) = (self.done + 1, self.steps());
         let Self { latents, noise, stage, inpaint, .. } = self;
         let denoised = stage.sampler.denoised(model_output, latents)?;
         let mut next = stage.sampler.step(model_output, latents, noise)?;
         if let Some(Inpaint::Blend { mask, image_latents, noise }) = inpaint {
             next = stage.put_back(&next, mask, image_latents, noise)?;
         }
-        if !next.abs()?.sum_all()?.to_scalar::<f32>()?.is_finite() {
-            return Err(Error::NotFinite { step: self.done + 1 });
+        // What is not finite stays so, and to ask a GPU would be to wait for it: there once, at the end.
+        if (next.device().is_cpu() || step >= steps) && !is_finite(&next)? {
+            return Err(Error::NotFinite(format!("the latents after step {step} are")));
         }
         (self.latents, self.denoised) = (next, Some(denoised));
-        self.done += 1;
+        self.done = step;
         Ok(())
     }
 }
 
 impl Stage {
+    /// One run of the denoiser.
+    fn run(&mut self, denoiser: &Denoiser, inputs: &Tensor, timesteps: &[f64]) -> Result<Tensor> {
+        let Some(features) = &mut self.features else {
+            return denoiser.forward(inputs, timesteps, &self.context);
+        };
+        // As DeepCache counts: a timestep that comes twice is one.
+        let (all, now) = (self.sampler.timesteps(), self.sampler.position());
+        let place = |at: usize| all.iter().position(|t| Some(t) == all.get(at)).unwrap_or(at);
+        let index = place(now).saturating_sub(place(self.began_at));
+        denoiser.forward_reusing(inputs, timesteps, &self.context, features, index)
+    }
+
     /// Runs of the denoiser a step: the negative prompt's and the prompt's, or the prompt's alone.
     fn samples(&self) -> usize {
         if self.guidance_scale.is_some() { 2 } else { 1 }

@@ -3,13 +3,14 @@
 //! Source: diffusers' `FluxPipeline`, `FluxImg2ImgPipeline`, `FluxInpaintPipeline`, `FluxFillPipeline` and
 //! `FluxKontextPipeline`.
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use image::RgbImage;
 
 use super::{GenerationRequest, Mode, Pipeline};
 use crate::denoiser::{Context, FluxConditioning, FluxContext, FluxTransformer};
-use crate::text::Encoded;
-use crate::text::cache::PromptKey;
+use crate::text::cache::{PromptCache, PromptKey};
+use crate::text::t5::T5Encoder;
+use crate::text::{Encoded, TextEncoder};
 use crate::vae::picture;
 use crate::{Error, Result};
 
@@ -40,6 +41,46 @@ const REFERENCE_SIZES: [(usize, usize); 17] = [
 /// Tokens of the largest of them.
 pub(super) const REFERENCE_TOKENS: u64 = 1328 / 16 * (800 / 16);
 
+/// FLUX's text encoders, and what they encoded before.
+pub(super) struct FluxEncoders<'a> {
+    pub(super) clip: &'a TextEncoder,
+    pub(super) t5: &'a T5Encoder,
+    pub(super) cache: &'a PromptCache,
+    pub(super) device: &'a Device,
+}
+
+impl FluxEncoders<'_> {
+    /// T5's hidden states and CLIP's pooled vector. Both encoders take the text as it is, brackets included, as
+    /// diffusers does: FLUX was trained on sentences, and nothing weights the words of T5. `length`: tokens of T5, where
+    /// the request does not say.
+    pub(super) fn encode(
+        &self,
+        request: &GenerationRequest,
+        length: usize,
+        prompts: &[&str],
+    ) -> Result<(Tensor, Tensor)> {
+        let length = request.max_sequence_length.unwrap_or(length);
+        if !(1..=MAX_SEQUENCE_LENGTH).contains(&length) {
+            return Err(Error::invalid(format!(
+                "max_sequence_length is {length}: 1 to {MAX_SEQUENCE_LENGTH} is allowed"
+            )));
+        }
+        // The length is part of the key in clip_skip's place, which FLUX does not have.
+        let key = PromptKey {
+            encoders: 0,
+            prompts: prompts.iter().map(|prompt| ((*prompt).to_owned(), length)).collect(),
+        };
+        let encode = || -> Result<Encoded> {
+            let pooled = self.clip.pooled(prompts)?;
+            let hidden = self.t5.encode(prompts, length)?.to_device(self.device)?;
+            Ok(Encoded { hidden, pooled: Some(pooled) })
+        };
+        let Encoded { hidden, pooled } = self.cache.get(key, encode)?;
+        let pooled = pooled.ok_or_else(|| Error::invalid("FLUX needs a pooled prompt"))?;
+        Ok((hidden, pooled))
+    }
+}
+
 impl Pipeline {
     /// The transformer's context for the timesteps of a run: the negative prompt's sample first where there is true
     /// classifier-free guidance, then the prompt's.
@@ -53,7 +94,11 @@ impl Pipeline {
     ) -> Result<Context> {
         let negative = request.negative_prompt.as_deref().filter(|_| guided);
         let prompts: Vec<&str> = negative.into_iter().chain([request.prompt.as_str()]).collect();
-        let (hidden, pooled) = self.flux_prompts(request, &prompts)?;
+        let (Some(clip), Some(t5)) = (&self.text_encoder, &self.t5) else {
+            return Err(Error::invalid("FLUX needs text_encoder and text_encoder_2"));
+        };
+        let encoders = FluxEncoders { clip, t5, cache: &self.prompts, device: &self.device };
+        let (hidden, pooled) = encoders.encode(request, self.max_sequence_length, &prompts)?;
         let reference = self.reference(request)?;
         let context = |i: usize| {
             let conditioning = FluxConditioning {
@@ -66,33 +111,6 @@ impl Pipeline {
         };
         let contexts = (0..prompts.len()).map(context).collect::<Result<Vec<_>>>()?;
         Ok(Context::Flux(FluxContext::cat(&contexts.iter().collect::<Vec<_>>())?))
-    }
-
-    /// T5's hidden states and CLIP's pooled vector. Both encoders take the text as it is, brackets included, as
-    /// diffusers does: FLUX was trained on sentences, and nothing weights the words of T5.
-    fn flux_prompts(&self, request: &GenerationRequest, prompts: &[&str]) -> Result<(Tensor, Tensor)> {
-        let (Some(clip), Some(t5)) = (&self.text_encoder, &self.t5) else {
-            return Err(Error::invalid("FLUX needs text_encoder and text_encoder_2"));
-        };
-        let length = request.max_sequence_length.unwrap_or(self.max_sequence_length);
-        if !(1..=MAX_SEQUENCE_LENGTH).contains(&length) {
-            return Err(Error::invalid(format!(
-                "max_sequence_length is {length}: 1 to {MAX_SEQUENCE_LENGTH} is allowed"
-            )));
-        }
-        // The length is part of the key in clip_skip's place, which FLUX does not have.
-        let key = PromptKey {
-            encoders: 0,
-            prompts: prompts.iter().map(|prompt| ((*prompt).to_owned(), length)).collect(),
-        };
-        let encode = || -> Result<Encoded> {
-            let pooled = clip.pooled(prompts)?;
-            let hidden = t5.encode(prompts, length)?.to_device(&self.device)?;
-            Ok(Encoded { hidden, pooled: Some(pooled) })
-        };
-        let Encoded { hidden, pooled } = self.prompts.get(key, encode)?;
-        let pooled = pooled.ok_or_else(|| Error::invalid("FLUX needs a pooled prompt"))?;
-        Ok((hidden, pooled))
     }
 
     /// What Kontext is shown: the latents of the request's picture, at the nearest of the sizes it was trained on.

@@ -35,7 +35,8 @@ pub enum ModelSource {
 /// What weights are held in. Arithmetic on the CPU is f32 whatever this says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
-    /// As the checkpoint stores them; small 16-bit components are widened once.
+    /// As the checkpoint stores them, and f16 on GPUs that do not compute in bf16; small 16-bit components are widened
+    /// once.
     #[default]
     Auto,
     /// 32 bits.
@@ -47,9 +48,10 @@ pub enum Precision {
 }
 
 impl Precision {
-    pub(super) fn dtype(self) -> Option<DType> {
+    /// The type for weights on a device; `None` is as stored.
+    pub(super) fn dtype(self, device: &Device) -> Option<DType> {
         match self {
-            Self::Auto => None,
+            Self::Auto => (!aquatint_kernels::computes_in_bf16(device)).then_some(DType::F16),
             Self::Fp32 => Some(DType::F32),
             Self::Fp16 => Some(DType::F16),
             Self::Bf16 => Some(DType::BF16),
@@ -85,7 +87,7 @@ pub struct LoadOptions {
     /// What Stable Diffusion's UNet predicts (`epsilon`, `v_prediction` or `sample`), where its config or a guess is
     /// wrong.
     pub prediction_type: Option<String>,
-    /// Stable Diffusion encodes its prompts while the UNet is being read: it is what will be asked for first.
+    /// What will be asked for first: its prompts are encoded while the denoiser is being read.
     pub first_request: Option<GenerationRequest>,
     /// Bytes that the model and its pictures may take; `None` is what is free.
     pub memory_bytes: Option<u64>,
@@ -138,7 +140,7 @@ impl Pipeline {
         if let Some(path) = &options.t5 {
             return Err(Error::file(path, "T5 is FLUX's text encoder, and this model has none"));
         }
-        let dtype = options.precision.dtype();
+        let dtype = options.precision.dtype(&device);
         let unet_config: UnetConfig = folder.json("unet/config.json")?;
         let family = family(&folder, &index, &unet_config)?;
         let scheduler = scheduler(&folder, family)?;
@@ -369,7 +371,7 @@ struct TextEncoders {
 impl TextEncoders {
     /// Those that the family has, with their textual inversions.
     fn load(folder: &ModelFolder, family: Family, options: &LoadOptions, device: &Device) -> Result<Self> {
-        let dtype = options.precision.dtype();
+        let dtype = options.precision.dtype(device);
         let encoder = |component: &str, tokenizer: &str, file: Option<&Path>| {
             folder
                 .contains(&format!("{component}/config.json"))

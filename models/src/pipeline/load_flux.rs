@@ -4,13 +4,13 @@ use std::sync::OnceLock;
 
 use candle_core::{DType, Device};
 
-use super::flux::MAX_SEQUENCE_LENGTH;
+use super::flux::{FluxEncoders, MAX_SEQUENCE_LENGTH};
 use super::load::{
     ModelIndex, PROMPTS_KEPT, has_random_weights, last_names, replaced_vae, scheduler, weight_bytes,
 };
 use super::memory::flux::{WeightSizes, Widths};
 use super::memory::{Budget, Extent, FluxNeeds, MemoryPlan, Needs, Place, overhead};
-use super::{DeviceShare, Family, LoadOptions, ModelInfo, Pipeline, Preset};
+use super::{DeviceShare, Family, LoadOptions, ModelInfo, Pipeline, Precision, Preset};
 use crate::checkpoint::flux_shape::shape_facts;
 use crate::checkpoint::{ModelFolder, Weights};
 use crate::denoiser::flux::{BlockWeights, FluxOptions, ModulationWeights};
@@ -18,7 +18,7 @@ use crate::denoiser::{Denoiser, FluxConfig, FluxTransformer};
 use crate::sampler::{FlowMatch, flow_match};
 use crate::text::TextEncoder;
 use crate::text::cache::PromptCache;
-use crate::text::t5::{T5Encoder, T5Options};
+use crate::text::t5::{T5_LAYER, T5Encoder, T5Options};
 use crate::vae::{AutoencoderKl, AutoencoderKlConfig};
 use crate::{Error, Result};
 
@@ -53,7 +53,7 @@ impl Pipeline {
                 "textual inversions are for Stable Diffusion: FLUX sees words through T5",
             ));
         }
-        let dtype = options.precision.dtype();
+        let dtype = options.precision.dtype(&device);
         let config = config(folder, options, &device)?;
         let vae_config: AutoencoderKlConfig = folder.json("vae/config.json")?;
         let info = info(folder, index, options, &config, &vae_config)?;
@@ -64,26 +64,43 @@ impl Pipeline {
         let room = super::memory::room(options.memory_bytes, &device);
         let plan = MemoryPlan::new(&needs, room, &extent(&info, max_sequence_length(&config)))?;
         tracing::info!("memory: {plan}");
-        let vae = match &options.vae {
-            None => AutoencoderKl::load(folder, "vae", dtype, &device)?,
-            Some(path) => replaced_vae(path, folder, dtype, &device)?,
-        };
-        let transformer = parts.transformer(plan.modulation, plan.blocks, plan.eight_bits)?;
+        let (prompts, length) = (PromptCache::new(PROMPTS_KEPT), max_sequence_length(&config));
+        // Most of what is read is the transformer. What is needed before it, and after, is loaded and used meanwhile.
+        let (rest, transformer) = std::thread::scope(|scope| {
+            let transformer =
+                scope.spawn(|| parts.transformer(plan.modulation, plan.blocks, plan.eight_bits));
+            let rest = || -> Result<_> {
+                let (clip, t5) = (parts.text_encoder()?, parts.t5(plan.t5, plan.eight_bits)?);
+                if let Some(request) = &options.first_request {
+                    let encoders = FluxEncoders { clip: &clip, t5: &t5, cache: &prompts, device: &device };
+                    // What is wrong with it is told when it is asked for.
+                    let _encoded = encoders.encode(request, length, &[&request.prompt]);
+                }
+                let vae = match &options.vae {
+                    None => AutoencoderKl::load(folder, "vae", dtype, &device)?,
+                    Some(path) => replaced_vae(path, folder, dtype, &device)?,
+                };
+                Ok((clip, t5, vae))
+            };
+            (rest(), transformer.join())
+        });
+        let transformer = transformer.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let (clip, t5, vae) = rest?;
         Ok(Self {
             info: ModelInfo { device: super::load::device_name(&device), memory: Some(plan), ..info },
-            text_encoder: Some(parts.text_encoder()?),
+            text_encoder: Some(clip),
             text_encoder_2: None,
-            t5: Some(parts.t5(plan.t5, plan.eight_bits)?),
+            t5: Some(t5),
             denoiser: Denoiser::Flux(Box::new(transformer)),
             vae,
             vae_tiling: options.vae_tiling || plan.vae_tiling,
             scheduler,
             force_zeros_for_empty_prompt: false,
-            max_sequence_length: max_sequence_length(&config),
+            max_sequence_length: length,
             loras: Default::default(),
             lora_preset: None,
             refiner: None,
-            prompts: PromptCache::new(PROMPTS_KEPT),
+            prompts,
             preview: OnceLock::new(),
             weight_bytes: weight_bytes(folder),
             memory: Budget::new(Needs::Flux(needs, plan), room, options.memory_bytes.is_some()),
@@ -137,10 +154,11 @@ struct Parts<'a> {
 
 impl Parts<'_> {
     fn transformer(&self, modulation: Place, blocks: Place, eight_bits: bool) -> Result<FluxTransformer> {
-        let weights = match &self.options.unet {
-            None => self.folder.weights("transformer", self.dtype, self.device)?,
-            Some(path) => Weights::open("transformer", std::slice::from_ref(path), self.dtype, self.device)?,
+        let open = |dtype| match &self.options.unet {
+            None => self.folder.weights("transformer", dtype, self.device),
+            Some(path) => Weights::open("transformer", std::slice::from_ref(path), dtype, self.device),
         };
+        let weights = open(self.dtype_of("transformer_blocks.0.attn.to_q", open)?)?;
         let weights = if eight_bits { weights.in_eight_bits() } else { weights };
         let options = FluxOptions {
             modulation: match modulation {
@@ -157,6 +175,16 @@ impl Parts<'_> {
             Error::Invalid(text) => Error::file(self.folder.path("transformer/config.json"), text),
             other => other,
         })
+    }
+
+    /// The type for weights of which `layer` is one: unless it was asked for, those in a format of GGUF files keep it.
+    fn dtype_of(
+        &self,
+        layer: &str,
+        open: impl Fn(Option<DType>) -> Result<Weights>,
+    ) -> Result<Option<DType>> {
+        let chosen_here = self.dtype.is_some() && self.options.precision == Precision::Auto;
+        Ok(if chosen_here && open(None)?.is_encoded(layer) { None } else { self.dtype })
     }
 
     /// f32 on the CPU, whose kernels know nothing else; 16 bits elsewhere, scaled where they could overflow.
@@ -177,7 +205,11 @@ impl Parts<'_> {
 
     fn t5(&self, place: Place, eight_bits: bool) -> Result<T5Encoder> {
         let streamed = place == Place::Streamed;
-        let options = T5Options { dtype: self.dtype, file: self.options.t5.as_deref(), streamed, eight_bits };
+        let dtype = self.dtype_of(T5_LAYER, |dtype| match &self.options.t5 {
+            None => self.folder.weights("text_encoder_2", dtype, self.device),
+            Some(path) => Weights::open("text_encoder_2", std::slice::from_ref(path), dtype, self.device),
+        })?;
+        let options = T5Options { dtype, file: self.options.t5.as_deref(), streamed, eight_bits };
         T5Encoder::load(self.folder, "text_encoder_2", "tokenizer_2", &options, self.device)
     }
 
@@ -188,7 +220,7 @@ impl Parts<'_> {
         let (report, (t5_bytes, t5_transient)) = (transformer.weight_report(), t5.weight_bytes());
         let rest = [("text_encoder", &self.options.text_encoder), ("vae", &self.options.vae)];
         let rest = rest.map(|(part, file)| match file {
-            None => self.folder.held_bytes(part, self.dtype),
+            None => self.folder.held_bytes(part, self.dtype, self.device.is_cpu()),
             // Widened to 32 bits at most.
             Some(path) => Ok(2 * path.metadata().map_or(0, |file| file.len())),
         });
@@ -201,7 +233,7 @@ impl Parts<'_> {
                 t5: t5_bytes,
                 t5_transient,
                 rest: rest.into_iter().sum::<Result<u64>>()?,
-                can_shrink: self.dtype.is_none() && transformer.weights().is_wide(),
+                can_shrink: self.options.precision == Precision::Auto && transformer.weights().is_wide(),
             },
             widths: Widths {
                 hidden: self.config.inner_dim() as u64,

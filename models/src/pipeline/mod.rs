@@ -25,6 +25,7 @@ use candle_core::{Device, IndexOp};
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
+pub use crate::denoiser::{DeepCache, StepCache};
 pub use aquatint_kernels::DeviceMemory;
 pub use denoising::Denoising;
 pub use latent_resize::Interpolation;
@@ -246,6 +247,11 @@ impl Pipeline {
     /// `(found, encoded)` of the prompts so far.
     pub fn prompt_counts(&self) -> (u64, u64) {
         self.prompts.counts()
+    }
+
+    /// Runs of the VAE that were repeated in f32, because 16 bits could not hold what they computed.
+    pub fn repeated(&self) -> u64 {
+        self.vae.repeated()
     }
 
     /// Forgets what can be computed again, and gives free memory back to the device.

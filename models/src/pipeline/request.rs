@@ -4,6 +4,7 @@ use image::{GrayImage, RgbImage};
 use serde::{Deserialize, Serialize};
 
 use super::{Interpolation, Variation};
+use crate::denoiser::StepCache;
 
 /// One picture to be made. What is `None` is filled in from the model's own defaults. Serialised, it lacks its mode:
 /// pictures travel by themselves.
@@ -41,6 +42,9 @@ pub struct GenerationRequest {
     pub latent_resize: Option<Interpolation>,
     /// What inpainting starts from where the mask is white.
     pub masked_content: MaskedContent,
+    /// Steps reuse what earlier ones computed: faster, and another picture.
+    #[serde(default)]
+    pub step_cache: Option<StepCache>,
     /// SDXL's size conditioning, where it is not the picture's own size.
     pub micro_conditioning: MicroConditioning,
 }
@@ -64,6 +68,7 @@ impl GenerationRequest {
             mode: Mode::TextToImage,
             latent_resize: None,
             masked_content: MaskedContent::default(),
+            step_cache: None,
             micro_conditioning: MicroConditioning::default(),
         }
     }

@@ -43,6 +43,7 @@ impl Pipeline {
         }
         let cfg_scale = self.cfg_scale(request, guidance_scale)?;
         let guided = cfg_scale.is_some();
+        let features = request.step_cache.map(|cache| cache.features(&self.denoiser)).transpose()?.flatten();
         let rounded = |side: usize| side.next_multiple_of(info.multiple_px);
         let (rows, columns) = (rounded(height), rounded(width));
 
@@ -75,7 +76,14 @@ impl Pipeline {
             latents,
             denoised: None,
             noise,
-            stage: Stage { sampler, context, guidance_scale: cfg_scale, refining: false },
+            stage: Stage {
+                began_at: sampler.position(),
+                sampler,
+                context,
+                guidance_scale: cfg_scale,
+                refining: false,
+                features,
+            },
             refiner,
             inpaint,
             extent,
@@ -156,7 +164,15 @@ impl Pipeline {
         sampler.start_at(sampler.index_of_denoising_start(refiner.starts_at));
         let guided = guidance_scale > 1.0;
         let context = self.refiner_context(refiner, request, guided, size)?;
-        Ok(Some(Stage { sampler, context, guidance_scale: guided.then_some(guidance_scale), refining: true }))
+        Ok(Some(Stage {
+            began_at: sampler.position(),
+            sampler,
+            context,
+            guidance_scale: guided.then_some(guidance_scale),
+            refining: true,
+            // Its few steps are all computed.
+            features: None,
+        }))
     }
 
     fn first_latents(

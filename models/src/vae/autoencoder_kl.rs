@@ -5,6 +5,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::{D, DType, Device, Tensor};
 
@@ -12,6 +13,7 @@ use super::AutoencoderKlConfig;
 use super::blocks::{Decoder, Encoder};
 use crate::checkpoint::{ModelFolder, Weights};
 use crate::layers::{Conv2d, Padding};
+use crate::range::{Range, is_finite};
 use crate::{Error, Result};
 
 /// A normal distribution for each value of the latents.
@@ -54,6 +56,8 @@ pub struct AutoencoderKl {
     decoder: Decoder,
     /// `latents_mean` and `latents_std` where both are given.
     statistics: Option<(Tensor, Tensor)>,
+    /// Runs that had to be repeated in f32.
+    repeated: AtomicU64,
 }
 
 impl AutoencoderKl {
@@ -92,11 +96,25 @@ impl AutoencoderKl {
         }
     }
 
-    /// `weights` holds diffusers' names.
+    /// `weights` holds diffusers' names. Activations are f32 on the CPU, elsewhere of the weights' type; in f16 features
+    /// are held in [`Range::HALF`].
     ///
     /// # Errors
     /// A config that cannot be built, or a tensor that is missing or has another shape.
     pub fn new(config: AutoencoderKlConfig, weights: &Weights) -> Result<Self> {
+        let activations = weights.activations("decoder.conv_in");
+        let range = if activations == DType::F16 { Range::HALF } else { Range::FULL };
+        Self::in_range(config, weights, activations, range)
+    }
+
+    /// As [`Self::new`], with activations and a range of one's own choice. Tests need those of other devices.
+    #[doc(hidden)]
+    pub fn in_range(
+        config: AutoencoderKlConfig,
+        weights: &Weights,
+        activations: DType,
+        range: Range,
+    ) -> Result<Self> {
         config.check()?;
         let pointwise = |name: &str, c: usize| weights.conv2d(name, c, c, 1, 1, Padding::default());
         let channel = |v: &[f64]| {
@@ -108,21 +126,17 @@ impl AutoencoderKl {
             _ => None,
         };
         let latents = config.latent_channels;
-        let activations = match weights.activations("decoder.conv_in") {
-            // Its features go beyond what f16 holds.
-            DType::F16 if config.force_upcast => DType::F32,
-            held => held,
-        };
         Ok(Self {
-            encoder: Encoder::new(&config, &weights.pp("encoder"))?,
+            encoder: Encoder::new(&config, &weights.pp("encoder"), range)?,
             quant_conv: config.use_quant_conv.then(|| pointwise("quant_conv", 2 * latents)).transpose()?,
             post_quant_conv: config
                 .use_post_quant_conv
                 .then(|| pointwise("post_quant_conv", latents))
                 .transpose()?,
-            decoder: Decoder::new(&config, &weights.pp("decoder"))?,
+            decoder: Decoder::new(&config, &weights.pp("decoder"), range)?,
             statistics,
             activations,
+            repeated: AtomicU64::new(0),
             config,
         })
     }
@@ -153,7 +167,7 @@ impl AutoencoderKl {
     /// rest. Source: `AutoencoderKL.encode` of diffusers.
     ///
     /// # Errors
-    /// Another number of channels, or a side below [`Self::downscale`].
+    /// Another number of channels, or a side below [`Self::downscale`]. [`Error::NotFinite`] where it is that in f32 too.
     pub fn encode(&self, image: &Tensor) -> Result<DiagonalGaussian> {
         DiagonalGaussian::from_moments(&self.moments(image)?)
     }
@@ -168,12 +182,36 @@ impl AutoencoderKl {
                 self.config.in_channels
             )));
         }
-        let moments = self.encoder.forward(&image.to_dtype(self.activations)?)?;
-        let moments = match &self.quant_conv {
-            Some(conv) => conv.forward(&moments)?,
-            None => moments,
-        };
-        Ok(moments.to_dtype(image.dtype())?)
+        self.guarded("the encoded picture is", |activations| {
+            let moments = self.encoder.forward(&image.to_dtype(activations)?)?;
+            let moments = match &self.quant_conv {
+                Some(conv) => conv.forward(&moments)?,
+                None => moments,
+            };
+            Ok(moments.to_dtype(image.dtype())?)
+        })
+    }
+
+    /// Runs in the type of the activations, and where that gives what is not finite, once more in f32.
+    fn guarded(&self, what: &str, run: impl Fn(DType) -> Result<Tensor>) -> Result<Tensor> {
+        let y = run(self.activations)?;
+        if is_finite(&y)? {
+            return Ok(y);
+        }
+        if self.activations != DType::F32 {
+            self.repeated.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!("{what} not finite in {:?}: it is computed again in f32", self.activations);
+            let y = run(DType::F32)?;
+            if is_finite(&y)? {
+                return Ok(y);
+            }
+        }
+        Err(Error::NotFinite(what.to_owned()))
+    }
+
+    /// How often something was computed again in f32, because f16 or bf16 could not hold it.
+    pub fn repeated(&self) -> u64 {
+        self.repeated.load(Ordering::Relaxed)
     }
 
     /// The picture of latents.
@@ -182,7 +220,7 @@ impl AutoencoderKl {
     /// `(batch, height * downscale, width * downscale, 3)`, about -1..1. Source: `AutoencoderKL.decode` of diffusers.
     ///
     /// # Errors
-    /// Another number of channels, or a side of 0.
+    /// Another number of channels, or a side of 0. [`Error::NotFinite`] where the picture is that in f32 too.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
         let (_, height, width, channels) = latents.dims4()?;
         if channels != self.config.latent_channels || height == 0 || width == 0 {
@@ -192,12 +230,14 @@ impl AutoencoderKl {
                 self.config.latent_channels
             )));
         }
-        let z = latents.to_dtype(self.activations)?;
-        let image = match &self.post_quant_conv {
-            Some(conv) => self.decoder.forward(&conv.forward(&z)?)?,
-            None => self.decoder.forward(&z)?,
-        };
-        Ok(image.to_dtype(latents.dtype())?)
+        self.guarded("the decoded picture is", |activations| {
+            let z = latents.to_dtype(activations)?;
+            let image = match &self.post_quant_conv {
+                Some(conv) => self.decoder.forward(&conv.forward(&z)?)?,
+                None => self.decoder.forward(&z)?,
+            };
+            Ok(image.to_dtype(latents.dtype())?)
+        })
     }
 
     /// The VAE's latents as the denoiser works on them: about unit variance.

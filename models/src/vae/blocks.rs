@@ -11,6 +11,7 @@ use candle_core::Tensor;
 use super::AutoencoderKlConfig;
 use crate::checkpoint::Weights;
 use crate::layers::{Activation, Conv2d, GroupNorm, Linear, Padding};
+use crate::range::Range;
 use crate::resnet::ResnetBlock;
 use crate::{Error, Result};
 
@@ -22,11 +23,13 @@ fn resnets(
     from: usize,
     to: usize,
     count: usize,
-    groups: usize,
+    (groups, range): (usize, Range),
     weights: &Weights,
 ) -> Result<Vec<ResnetBlock>> {
-    let one =
-        |i: usize| ResnetBlock::new(&weights.pp(i), if i == 0 { from } else { to }, to, None, groups, EPS);
+    let one = |i: usize| {
+        let from = if i == 0 { from } else { to };
+        ResnetBlock::new(&weights.pp(i), from, to, None, (groups, EPS), range)
+    };
     (0..count).map(one).collect()
 }
 
@@ -41,19 +44,19 @@ struct AttentionBlock {
 }
 
 impl AttentionBlock {
-    fn new(channels: usize, groups: usize, weights: &Weights) -> Result<Self> {
+    fn new(channels: usize, (groups, range): (usize, Range), weights: &Weights) -> Result<Self> {
         // The first published VAEs have other names, and projections stored as 1x1 convolutions.
-        let linear = |name: &str, old: &str| {
+        let linear = |weights: &Weights, name: &str, old: &str| {
             let is_old =
                 !weights.contains(&format!("{name}.weight")) && weights.contains(&format!("{old}.weight"));
             weights.linear(if is_old { old } else { name }, channels, channels, true)
         };
         Ok(Self {
-            group_norm: weights.group_norm("group_norm", groups, channels, EPS)?,
-            to_q: linear("to_q", "query")?,
-            to_k: linear("to_k", "key")?,
-            to_v: linear("to_v", "value")?,
-            to_out: linear("to_out.0", "proj_attn")?,
+            group_norm: weights.group_norm("group_norm", groups, channels, range.eps(EPS))?,
+            to_q: linear(weights, "to_q", "query")?,
+            to_k: linear(weights, "to_k", "key")?,
+            to_v: linear(weights, "to_v", "value")?,
+            to_out: linear(&range.writing(weights), "to_out.0", "proj_attn")?,
         })
     }
 
@@ -76,11 +79,11 @@ struct MidBlock {
 }
 
 impl MidBlock {
-    fn new(config: &AutoencoderKlConfig, channels: usize, weights: &Weights) -> Result<Self> {
-        let groups = config.norm_num_groups;
-        let attention = || AttentionBlock::new(channels, groups, &weights.pp("attentions.0"));
+    fn new(config: &AutoencoderKlConfig, channels: usize, weights: &Weights, range: Range) -> Result<Self> {
+        let norm = (config.norm_num_groups, range);
+        let attention = || AttentionBlock::new(channels, norm, &weights.pp("attentions.0"));
         Ok(Self {
-            resnets: resnets(channels, channels, 2, groups, &weights.pp("resnets"))?,
+            resnets: resnets(channels, channels, 2, norm, &weights.pp("resnets"))?,
             attention: config.mid_block_add_attention.then(attention).transpose()?,
         })
     }
@@ -115,25 +118,33 @@ pub(super) struct Encoder {
 }
 
 impl Encoder {
-    /// `config` has been checked.
-    pub(super) fn new(config: &AutoencoderKlConfig, weights: &Weights) -> Result<Self> {
+    /// `config` has been checked; `range`: that of all features.
+    pub(super) fn new(config: &AutoencoderKlConfig, weights: &Weights, range: Range) -> Result<Self> {
         let (channels, groups) = (&config.block_out_channels, config.norm_num_groups);
         let (first, last) = (channels[0], channels[channels.len() - 1]);
         let mut down_blocks = Vec::new();
         for (i, &to) in channels.iter().enumerate() {
             let here = weights.pp(format!("down_blocks.{i}"));
             let from = if i == 0 { first } else { channels[i - 1] };
-            let halve = || here.conv2d("downsamplers.0.conv", to, to, 3, 2, Padding::bottom_right());
+            let halve =
+                || range.passing(&here).conv2d("downsamplers.0.conv", to, to, 3, 2, Padding::bottom_right());
             down_blocks.push(Stage {
-                resnets: resnets(from, to, config.layers_per_block, groups, &here.pp("resnets"))?,
+                resnets: resnets(from, to, config.layers_per_block, (groups, range), &here.pp("resnets"))?,
                 resample: (i + 1 < channels.len()).then(halve).transpose()?,
             });
         }
         Ok(Self {
-            conv_in: weights.conv2d("conv_in", config.in_channels, first, 3, 1, Padding::same(1))?,
+            conv_in: range.writing(weights).conv2d(
+                "conv_in",
+                config.in_channels,
+                first,
+                3,
+                1,
+                Padding::same(1),
+            )?,
             down_blocks,
-            mid_block: MidBlock::new(config, last, &weights.pp("mid_block"))?,
-            conv_norm_out: weights.group_norm("conv_norm_out", groups, last, EPS)?,
+            mid_block: MidBlock::new(config, last, &weights.pp("mid_block"), range)?,
+            conv_norm_out: weights.group_norm("conv_norm_out", groups, last, range.eps(EPS))?,
             conv_out: weights.conv2d("conv_out", last, 2 * config.latent_channels, 3, 1, Padding::same(1))?,
         })
     }
@@ -167,27 +178,40 @@ pub(super) struct Decoder {
 }
 
 impl Decoder {
-    /// `config` has been checked.
-    pub(super) fn new(config: &AutoencoderKlConfig, weights: &Weights) -> Result<Self> {
+    /// `config` has been checked; `range`: that of all features.
+    pub(super) fn new(config: &AutoencoderKlConfig, weights: &Weights, range: Range) -> Result<Self> {
         let (channels, groups) = (&config.block_out_channels, config.norm_num_groups);
         let (first, last) = (channels[0], channels[channels.len() - 1]);
         let mut up_blocks = Vec::new();
         let mut from = last;
         for (i, &to) in channels.iter().rev().enumerate() {
             let here = weights.pp(format!("up_blocks.{i}"));
-            let double = || here.conv2d("upsamplers.0.conv", to, to, 3, 1, Padding::same(1));
+            let double = || range.passing(&here).conv2d("upsamplers.0.conv", to, to, 3, 1, Padding::same(1));
             up_blocks.push(Stage {
-                resnets: resnets(from, to, config.layers_per_block + 1, groups, &here.pp("resnets"))?,
+                resnets: resnets(
+                    from,
+                    to,
+                    config.layers_per_block + 1,
+                    (groups, range),
+                    &here.pp("resnets"),
+                )?,
                 resample: (i + 1 < channels.len()).then(double).transpose()?,
             });
             from = to;
         }
         Ok(Self {
             recorder: Recorder::default(),
-            conv_in: weights.conv2d("conv_in", config.latent_channels, last, 3, 1, Padding::same(1))?,
-            mid_block: MidBlock::new(config, last, &weights.pp("mid_block"))?,
+            conv_in: range.writing(weights).conv2d(
+                "conv_in",
+                config.latent_channels,
+                last,
+                3,
+                1,
+                Padding::same(1),
+            )?,
+            mid_block: MidBlock::new(config, last, &weights.pp("mid_block"), range)?,
             up_blocks,
-            conv_norm_out: weights.group_norm("conv_norm_out", groups, first, EPS)?,
+            conv_norm_out: weights.group_norm("conv_norm_out", groups, first, range.eps(EPS))?,
             conv_out: weights.conv2d("conv_out", first, config.out_channels, 3, 1, Padding::same(1))?,
         })
     }

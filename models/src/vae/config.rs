@@ -39,8 +39,8 @@ pub struct AutoencoderKlConfig {
     pub latents_mean: Option<Vec<f64>>,
     /// Deviation of each latent channel, which the latents are divided by.
     pub latents_std: Option<Vec<f64>>,
-    /// The activations overflow in f16: a device that computes in f16 must run this VAE in f32 or bf16. On the CPU
-    /// activations are f32 whatever it says, and weights may still be held in 16 bits.
+    /// The activations overflow in f16: diffusers then computes in f32. Here they are held smaller in f16, whatever this
+    /// says (see [`crate::range`]).
     pub force_upcast: bool,
     /// Whether a 1x1 convolution follows the encoder.
     pub use_quant_conv: bool,

@@ -22,6 +22,7 @@ mod pipeline_flux;
 mod quantised;
 mod sampler;
 mod single_file;
+mod step_cache;
 mod t5;
 mod unet;
 mod vae;

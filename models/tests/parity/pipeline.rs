@@ -9,6 +9,7 @@ use aquatint_models::checkpoint::synthetic;
 use aquatint_models::pipeline::{
     Family, GenerationRequest, LoadOptions, LoraChoice, Mode, ModelSource, Pipeline,
 };
+use candle_core::Tensor;
 use image::{GrayImage, Luma, Rgb, RgbImage};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
@@ -76,19 +77,19 @@ impl Model {
 
     /// The part of values that differ by more than one level, and the largest difference.
     pub(crate) fn compare(&self, case: &str, ours: &RgbImage) -> (f64, u8) {
-        let expected = self.fixture.tensor(case);
-        let (height, width, _) = expected.dims3().unwrap();
-        assert_eq!(
-            (ours.width() as usize, ours.height() as usize),
-            (width, height),
-            "{case}: the size differs"
-        );
-        let expected: Vec<f32> = expected.flatten_all().unwrap().to_vec1().unwrap();
-        let differences: Vec<u8> =
-            ours.as_raw().iter().zip(expected).map(|(&a, b)| a.abs_diff(b as u8)).collect();
-        let beyond = differences.iter().filter(|&&d| d > 1).count() as f64 / differences.len() as f64;
-        (beyond, differences.into_iter().max().unwrap())
+        differences(&self.fixture.tensor(case), ours)
     }
+}
+
+/// The part of values that differ by more than one level from a recorded picture, and the largest difference.
+pub(crate) fn differences(expected: &Tensor, ours: &RgbImage) -> (f64, u8) {
+    let (height, width, _) = expected.dims3().unwrap();
+    assert_eq!((ours.width() as usize, ours.height() as usize), (width, height), "the size differs");
+    let expected: Vec<f32> = expected.flatten_all().unwrap().to_vec1().unwrap();
+    let differences: Vec<u8> =
+        ours.as_raw().iter().zip(expected).map(|(&a, b)| a.abs_diff(b as u8)).collect();
+    let beyond = differences.iter().filter(|&&d| d > 1).count() as f64 / differences.len() as f64;
+    (beyond, differences.into_iter().max().unwrap())
 }
 
 /// Writes the model folder that the fixture describes; tests run side by side, so each call has its own.
@@ -147,7 +148,7 @@ fn bytes(name: &str, shape: &[usize], seed: u64) -> Vec<u8> {
 }
 
 /// The recorded request in our words.
-fn request(case: &Value, default_guidance: f64) -> GenerationRequest {
+pub(crate) fn request(case: &Value, default_guidance: f64) -> GenerationRequest {
     let number = |key: &str| case.get(key).and_then(Value::as_f64);
     let pair =
         |key: &str| case.get(key).map(|v| (v[0].as_u64().unwrap() as usize, v[1].as_u64().unwrap() as usize));
@@ -266,6 +267,28 @@ fn tiles_are_used_when_asked_for() {
     let tiled = tiled.picture("txt2img", larger);
     assert_eq!(tiled.dimensions(), whole.dimensions());
     assert_ne!(tiled, whole, "tiles see less of the picture, so some pixel must differ");
+}
+
+#[test]
+fn what_is_no_number_is_an_error_and_no_black_picture() {
+    let fixture = Fixture::open("pipeline_sd15");
+    let request = Model::load("sd15").request("txt2img");
+    for (component, file, said) in [
+        ("text_encoder", "model", "the latents after step 1 are not finite"),
+        ("unet", "diffusion_pytorch_model", "the latents after step 1 are not finite"),
+        ("vae", "diffusion_pytorch_model", "the decoded picture is not finite"),
+    ] {
+        let folder = write_folder(&fixture, &format!("sd15_no_number_{component}"));
+        let path = folder.join(component).join(format!("{file}.safetensors"));
+        let mut bytes = std::fs::read(&path).unwrap();
+        let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        // In f32, all ones is NaN.
+        bytes[header..].fill(0xff);
+        std::fs::write(&path, bytes).unwrap();
+        let pipeline = Pipeline::load(&ModelSource::Folder(folder), &LoadOptions::default()).unwrap();
+        let error = pipeline.generate(&request).map(drop).unwrap_err().to_string();
+        assert!(error.contains(said), "{component}: {error}");
+    }
 }
 
 /// Each change must move the picture beyond the tolerance, or the fixtures would not show an error in that input.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use aquatint_models::checkpoint::safetensors_file::SafetensorsFile;
 use aquatint_models::checkpoint::{ModelFolder, Weights, synthetic};
+use aquatint_models::range::Range;
 use aquatint_models::vae::{AutoencoderKl, AutoencoderKlConfig, picture, taesd};
 use candle_core::{DType, Device, Tensor};
 use image::{GrayImage, RgbImage};
@@ -89,13 +90,24 @@ fn tiles_give_diffusers_seams() {
 
 /// A safetensors file in which each (key, name, shape) holds the synthetic values of `name`.
 fn synthetic_file(keys: impl IntoIterator<Item = (String, String, Vec<usize>)>, seed: u64) -> Vec<u8> {
+    planted_file(keys, seed, |_| 1.0)
+}
+
+/// The same, each value times what is planted in the tensor of its name.
+fn planted_file(
+    keys: impl IntoIterator<Item = (String, String, Vec<usize>)>,
+    seed: u64,
+    planted: fn(&str) -> f32,
+) -> Vec<u8> {
     let mut header = serde_json::Map::new();
     let mut data = Vec::new();
     for (key, name, shape) in keys {
         // A projection stored as a 1x1 convolution has the values of the matrix it stands for.
         let matrix = if name.contains("attentions") && shape.len() == 4 { &shape[..2] } else { &shape };
         let start = data.len();
-        data.extend(synthetic::tensor(&name, matrix, seed).into_iter().flat_map(f32::to_le_bytes));
+        let factor = planted(&name);
+        let values = synthetic::tensor(&name, matrix, seed).into_iter().map(|v| v * factor);
+        data.extend(values.flat_map(f32::to_le_bytes));
         let entry = serde_json::json!({"dtype": "F32", "shape": shape, "data_offsets": [start, data.len()]});
         header.insert(key, entry);
     }
@@ -407,6 +419,66 @@ fn half_activations_stay_close() {
             );
             let mean = vae.encode(&images(&fixture, "image")).unwrap().mode().clone();
             assert_close(&format!("{name}: mean in {dtype:?}"), &mean, &images(&fixture, "mean"), tolerance);
+        }
+    }
+}
+
+/// Layers that make features of values of true size make them so large that f16 cannot hold them.
+fn large(name: &str) -> f32 {
+    let writes = [".conv1.", ".conv2.", "to_out.0.", "coder.conv_in."];
+    if writes.iter().any(|w| name.contains(w)) { 5e4 } else { 1.0 }
+}
+
+#[test]
+fn features_beyond_f16_are_held_smaller() {
+    let fixture = Fixture::open("vae_sd");
+    let keys: Keys = serde_json::from_str(fixture.text("ldm")).unwrap();
+    let keys = keys.into_iter().map(|(_, new, shape)| (new.clone(), new, shape));
+    let file = planted_file(keys, seed(&fixture), large);
+    let vae = |weights_in, activations, range| {
+        let file = SafetensorsFile::from_bytes("vae", file.clone()).unwrap();
+        let weights = Weights::from_files("vae", vec![file], weights_in, &Device::Cpu).unwrap();
+        AutoencoderKl::in_range(config(&fixture), &weights, activations, range).unwrap()
+    };
+    let (latents, image) = (images(&fixture, "latents"), images(&fixture, "image"));
+    let exact = vae(None, DType::F32, Range::FULL);
+    let (picture, mean) = (exact.decode(&latents).unwrap(), exact.encode(&image).unwrap().mean);
+    let full = vae(None, DType::F16, Range::FULL);
+    // It overflows, is noticed, and is what f32 gives.
+    assert_eq!(max_difference(&full.decode(&latents).unwrap(), &picture), 0.0);
+    assert_eq!(full.repeated(), 1);
+    assert_eq!(max_difference(&full.encode(&image).unwrap().mean, &mean), 0.0);
+    assert_eq!(full.repeated(), 2);
+    for weights_in in [None, Some(DType::F16)] {
+        let half = vae(weights_in, DType::F16, Range::HALF);
+        for (what, y, expected) in [
+            ("picture", half.decode(&latents).unwrap(), &picture),
+            ("mean", half.encode(&image).unwrap().mean, &mean),
+        ] {
+            let d = max_difference(&y, expected) / max_difference(expected, &expected.zeros_like().unwrap());
+            println!("{what}, weights in {weights_in:?}: {d:e}");
+            assert!(d > 0.0 && d <= 1e-2, "{what}: half differs from full by {d:e}");
+        }
+        assert_eq!(half.repeated(), 0, "nothing may overflow");
+    }
+    // In f32 the divisor changes no bit.
+    for divisor in [64.0, 1024.0] {
+        let divided = vae(None, DType::F32, Range::divided_by(divisor));
+        assert_eq!(max_difference(&divided.decode(&latents).unwrap(), &picture), 0.0, "{divisor}");
+        assert_eq!(max_difference(&divided.encode(&image).unwrap().mean, &mean), 0.0, "{divisor}");
+    }
+}
+
+#[test]
+fn what_f32_cannot_hold_either_is_an_error_and_no_black_picture() {
+    let fixture = Fixture::open("vae_sd");
+    let vae = vae(&fixture);
+    let latents = (images(&fixture, "latents") * f64::NAN).unwrap();
+    for vae in [vae, self::vae(&fixture).with_activations(DType::F16)] {
+        let refused = [vae.decode(&latents), vae.decode_tiled(&latents, 32)];
+        for error in refused.map(|r| r.map(drop).unwrap_err()) {
+            assert!(matches!(error, aquatint_models::Error::NotFinite(_)), "{error}");
+            assert!(error.to_string().contains("the decoded picture is not finite"), "{error}");
         }
     }
 }

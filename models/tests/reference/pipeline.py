@@ -232,7 +232,8 @@ def lora(name, parts):
     return path
 
 
-def run(name, parts, case):
+def run(name, parts, case, prepare=None):
+    """`prepare` is given the pipeline before it runs."""
     case = dict(height=64, width=64, num_inference_steps=6, guidance_scale=5.0) | case
     mode, scheduler = case.pop("mode", "txt2img"), case.pop("scheduler", None)
     xl = "text_encoder_2" in parts
@@ -271,6 +272,8 @@ def run(name, parts, case):
         file = lora(name, parts)
         pipe.load_lora_weights(str(file.parent), weight_name=file.name)
         pipe.fuse_lora(lora_scale=scale)
+    if prepare:
+        prepare(pipe)
     pixels = np.asarray(pipe(**case, generator=generator).images[0])
     if scale:
         pipe.unfuse_lora()
@@ -300,4 +303,5 @@ def main():
         save_file(tensors, FIXTURES / f"pipeline_{name}.safetensors", metadata=texts)
 
 
-main()
+if __name__ == "__main__":
+    main()

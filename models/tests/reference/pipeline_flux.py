@@ -160,4 +160,5 @@ def main():
         save_file(tensors, FIXTURES / f"pipeline_{name}.safetensors", metadata=texts)
 
 
-main()
+if __name__ == "__main__":
+    main()

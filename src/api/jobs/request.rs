@@ -5,13 +5,13 @@ use image::{DynamicImage, GrayImage, Luma};
 
 use crate::api::App;
 use crate::api::fault::Fault;
-use crate::api::parameters::{Guidance, Parameters, Size, Steps};
+use crate::api::parameters::{CACHE_NAMES, Guidance, Parameters, Size, Steps, step_cache};
 use crate::api::pictures::{self, Source};
 use crate::api::schema::{Rule, body, list, number, one_of, optional, picture, text, whole, words};
 use crate::api::sizes;
 use crate::engine::{LoraChoice, Mode};
 use crate::picture::{MAX_SIDE_PX, on_white};
-use crate::settings::{MAX_GUIDANCE_SCALE, MAX_IMAGES, MAX_STEPS};
+use crate::settings::{MAX_CACHE_BRANCH_ID, MAX_CACHE_INTERVAL, MAX_GUIDANCE_SCALE, MAX_IMAGES, MAX_STEPS};
 
 const MAX_PROMPT_CHARS: usize = 20_000;
 const MAX_NAME_CHARS: usize = 200;
@@ -45,6 +45,15 @@ body! {
         true_cfg_scale: Option<f64> = optional(number(0.0, MAX_GUIDANCE_SCALE)),
         /// Tokens of the prompt that FLUX reads; 512 where it is not said, with schnell 256.
         max_sequence_length: Option<u64> = optional(whole(1, 512)),
+        /// Changes the picture. FLUX leaves out all blocks but the first in steps where that one changes by less than this
+        /// part, as diffusers' FirstBlockCache does with its threshold: 0.05 changes little. Off where it is not said.
+        first_block_cache: Option<f64> = optional(number(0.0, 1.0)),
+        /// Changes the picture. UNets compute all but the finest layers once every so many steps, as DeepCache does: 2 or
+        /// 3 change little with 20 steps and more. Off where it is not said.
+        cache_interval: Option<u64> = optional(whole(1, MAX_CACHE_INTERVAL)),
+        /// DeepCache's branch: 0 is fastest and holds where it is not said; higher ones, up to three a block of the UNet,
+        /// change less.
+        cache_branch_id: Option<u64> = optional(whole(0, MAX_CACHE_BRANCH_ID)),
         /// Where the noise starts; drawn where it is not said.
         seed: Option<u64> = optional(whole(0, u64::MAX)),
         /// Scheduler by its diffusers or web UI name, for example "DPM++ 2M Karras".
@@ -80,6 +89,8 @@ impl JobRequest {
         self.check()?;
         let size = self.size();
         let loras = self.loras(app)?;
+        let (threshold, interval) = (self.first_block_cache, self.cache_interval);
+        let step_cache = step_cache(threshold, interval, self.cache_branch_id, CACHE_NAMES)?;
         Ok(Parameters {
             negative_prompt: self.negative_prompt,
             size,
@@ -94,6 +105,7 @@ impl JobRequest {
             default_strength: self.strength.is_none(),
             true_cfg_scale: self.true_cfg_scale,
             max_sequence_length: self.max_sequence_length.map(|n| n as usize),
+            step_cache,
             modes: vec![mode(self.image, self.mask, self.strength.unwrap_or(DEFAULT_STRENGTH)).await?],
             ..Parameters::new(self.prompt)
         })

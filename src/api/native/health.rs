@@ -34,7 +34,13 @@ fn health_of(app: &App) -> Value {
         "status": "healthy",
         "state": state,
         "loading": app.engine.loading().map(|l| {
-            json!({"model": l.model, "read_bytes": l.read_bytes, "weight_bytes": l.weight_bytes})
+            json!({
+                "model": l.model,
+                "downloaded_bytes": l.downloaded_bytes,
+                "download_bytes": l.download_bytes,
+                "read_bytes": l.read_bytes,
+                "weight_bytes": l.weight_bytes,
+            })
         }),
         // A text at all times: clients look for "cuda" in it.
         "device": model.map_or("loading", |m| &m.device),

@@ -66,6 +66,7 @@ fn parameters(prompt: &str, body: &Map<String, Value>, app: &App) -> Result<Para
         guidance: Guidance::or_default(config.guidance_scale("guidanceScale")?),
         scheduler: config.scheduler("scheduler")?,
         model: config.text("model")?.map(str::to_owned),
+        step_cache: config.step_cache(["firstBlockCache", "cacheInterval", "cacheBranchId"])?,
         ..Parameters::new(prompt)
     })
 }

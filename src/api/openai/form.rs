@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::api::fault::{Fault, Kind};
 use crate::api::fields::Fields;
-use crate::api::parameters::{Guidance, Parameters, Size, Steps};
+use crate::api::parameters::{CACHE_NAMES, Guidance, Parameters, Size, Steps};
 use crate::api::pictures::{Source, decode};
 use crate::api::{App, body, fit};
 use crate::engine::Mode;
@@ -123,6 +123,7 @@ impl Form {
             scheduler: fields.scheduler("scheduler")?,
             clip_skip: fields.whole("clip_skip", 0..=31)?.unwrap_or(0) as usize,
             loras: fields.loras(app, "lora", "lora_scale")?,
+            step_cache: fields.step_cache(CACHE_NAMES)?,
             model: fields.text("model")?.filter(|name| !name.is_empty()).map(str::to_owned),
             ..Parameters::new(prompt)
         };

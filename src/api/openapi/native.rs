@@ -4,7 +4,11 @@ use serde_json::{Value, json};
 
 use super::operation::{Operation, base64, get, object, post};
 use crate::api::sizes;
-use crate::settings::{MAX_GUIDANCE_SCALE, MAX_IMAGES, MAX_STEPS};
+use crate::settings::{MAX_CACHE_BRANCH_ID, MAX_CACHE_INTERVAL, MAX_GUIDANCE_SCALE, MAX_IMAGES, MAX_STEPS};
+
+pub(super) const FIRST_BLOCK_CACHE: &str = "Changes the picture: FLUX leaves out all blocks but the first where that one changes by less than this part.";
+pub(super) const CACHE_INTERVAL: &str = "Changes the picture: UNets compute all but the finest layers once every so many steps, as DeepCache does.";
+pub(super) const CACHE_BRANCH_ID: &str = "DeepCache's branch: 0 is fastest, higher ones change less.";
 
 pub(super) fn operations() -> Vec<Operation> {
     let any = || json!({"type": "object"});
@@ -86,6 +90,9 @@ fn config() -> Value {
             ("lora", optional("string", json!({})), "A LoRA, by the names that /health lists."),
             ("loraScale", range(-4.0, 4.0), "How much of it."),
             ("model", optional("string", json!({})), "The model by its name."),
+            ("firstBlockCache", range(0.0, 1.0), FIRST_BLOCK_CACHE),
+            ("cacheInterval", whole(1, MAX_CACHE_INTERVAL), CACHE_INTERVAL),
+            ("cacheBranchId", whole(0, MAX_CACHE_BRANCH_ID), CACHE_BRANCH_ID),
             ("strength", range(0.0, 1.0), "How much of each picture /refine changes."),
         ],
     )

@@ -2,8 +2,9 @@
 
 use serde_json::{Value, json};
 
+use super::native::{CACHE_BRANCH_ID, CACHE_INTERVAL, FIRST_BLOCK_CACHE};
 use super::operation::{Errors, Operation, base64, file, get, object, post};
-use crate::settings::{MAX_GUIDANCE_SCALE, MAX_STEPS};
+use crate::settings::{MAX_CACHE_BRANCH_ID, MAX_CACHE_INTERVAL, MAX_GUIDANCE_SCALE, MAX_STEPS};
 
 pub(super) fn operations() -> Vec<Operation> {
     [openai(), huggingface(), operators()].into_iter().flatten().collect()
@@ -70,6 +71,17 @@ fn openai() -> Vec<Operation> {
                 "Guidance.",
             ),
             ("negative_prompt", text(), "What they should not show."),
+            ("first_block_cache", json!({"type": "number", "minimum": 0, "maximum": 1}), FIRST_BLOCK_CACHE),
+            (
+                "cache_interval",
+                json!({"type": "integer", "minimum": 1, "maximum": MAX_CACHE_INTERVAL}),
+                CACHE_INTERVAL,
+            ),
+            (
+                "cache_branch_id",
+                json!({"type": "integer", "minimum": 0, "maximum": MAX_CACHE_BRANCH_ID}),
+                CACHE_BRANCH_ID,
+            ),
         ],
     );
     let edit = object(
@@ -118,7 +130,12 @@ fn huggingface() -> Vec<Operation> {
                 json!({"anyOf": [text(), base64(), any()]}),
                 "A prompt, a picture in base64, or both.",
             ),
-            ("parameters", any(), "Everything else; an unknown name is refused."),
+            (
+                "parameters",
+                any(),
+                "Everything else; an unknown name is refused. `first_block_cache`, `cache_interval` and `cache_branch_id` are as \
+                 in /v1/images/generations, and change the picture.",
+            ),
         ],
     );
     let makes = |operation: Operation| {

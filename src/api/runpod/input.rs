@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::api::App;
 use crate::api::fault::Fault;
 use crate::api::fields::Fields;
-use crate::api::parameters::{Guidance, Parameters, Size, Steps};
+use crate::api::parameters::{CACHE_NAMES, Guidance, Parameters, Size, Steps};
 use crate::api::pictures::{Source, decode, encode};
 use crate::engine::Mode;
 use crate::picture::{Format, on_white};
@@ -15,7 +15,7 @@ use crate::queue::Caller;
 use crate::settings::MAX_IMAGES;
 
 const DEFAULT_STRENGTH: f64 = 0.3;
-const NAMES: [&str; 15] = [
+const NAMES: [&str; 18] = [
     "prompt",
     "negative_prompt",
     "width",
@@ -31,6 +31,9 @@ const NAMES: [&str; 15] = [
     "lora_scale",
     "model",
     "clip_skip",
+    "first_block_cache",
+    "cache_interval",
+    "cache_branch_id",
 ];
 
 /// What a job's input comes to.
@@ -70,6 +73,7 @@ async fn parameters(app: &App, input: &Value) -> Result<Parameters, Fault> {
         scheduler: fields.scheduler("scheduler")?,
         clip_skip: fields.whole("clip_skip", 0..=31)?.unwrap_or(0) as usize,
         loras: fields.loras(app, "lora", "lora_scale")?,
+        step_cache: fields.step_cache(CACHE_NAMES)?,
         model: fields.text("model")?.map(str::to_owned),
         ..Parameters::new(fields.required_text("prompt")?)
     };

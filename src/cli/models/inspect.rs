@@ -18,8 +18,9 @@ pub(super) fn run(args: &InspectArgs) -> Result<(), Failure> {
     print(&text(&inspection))
 }
 
-fn text(inspection: &Inspection) -> String {
-    let what = match inspection.kind {
+/// What people call it.
+pub(super) fn kind(kind: Kind) -> &'static str {
+    match kind {
         Kind::Folder => "model folder",
         Kind::Checkpoint => "checkpoint",
         Kind::Unet => "UNet alone",
@@ -30,10 +31,13 @@ fn text(inspection: &Inspection) -> String {
         Kind::Lora => "LoRA",
         Kind::TextualInversion => "textual inversion",
         Kind::Unknown => "not supported",
-    };
+    }
+}
+
+fn text(inspection: &Inspection) -> String {
     let mut lines = Vec::new();
     let mut line = |name: &str, value: String| lines.push(format!("{name:<11} {value}"));
-    line("kind", what.to_owned());
+    line("kind", kind(inspection.kind).to_owned());
     if let Some(family) = &inspection.family {
         line("family", family.clone());
     }

@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use aquatint_models::inspect::{Kind, inspect};
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
 
+use super::inspect::kind;
 use crate::cli::{Failure, print};
 use crate::settings::ListArgs;
 use crate::weights::Environment;
@@ -14,10 +16,11 @@ const FORMATS: &str = "Formats: folders in the diffusers layout with safetensors
                        original names: Stable Diffusion 1.x, 2.x, SDXL and FLUX.1. `aquatint models inspect FILE` says what one is.\n\
                        Pickles (.ckpt, .pt, .bin) are refused: they can run code.";
 
-/// A model folder and what its index calls it.
+/// A model folder and what its index calls it, or a file of weights and what that is.
 struct Found {
     path: PathBuf,
     class: String,
+    supported: bool,
 }
 
 /// A repository in the hub's cache.
@@ -36,7 +39,7 @@ pub(super) fn run(args: &ListArgs) -> Result<(), Failure> {
     if args.json {
         let models: Vec<Value> = found
             .iter()
-            .map(|m| json!({"model": m.path, "class": m.class, "supported": is_supported(&m.class)}))
+            .map(|m| json!({"model": m.path, "class": m.class, "supported": m.supported}))
             .collect();
         let builtin = json!({"model": "builtin", "class": "StableDiffusionXLPipeline", "supported": true});
         let cached = cached.iter().map(|repo| {
@@ -48,7 +51,7 @@ pub(super) fn run(args: &ListArgs) -> Result<(), Failure> {
     }
     print("builtin  StableDiffusionXLPipeline, tiny; the default")?;
     for model in &found {
-        let note = if is_supported(&model.class) { "" } else { " (not supported)" };
+        let note = if model.supported { "" } else { " (not supported)" };
         print(&format!("{}  {}{note}", model.path.display(), model.class))?;
     }
     for repo in &cached {
@@ -82,11 +85,28 @@ fn scan(folder: &Path) -> Result<Vec<Found>, Failure> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(bad)? {
         let path = entry.map_err(bad)?.path();
-        let Some(class) = class_of(&path.join("model_index.json")) else { continue };
-        found.push(Found { path, class });
+        if let Some(class) = class_of(&path.join("model_index.json")) {
+            found.push(Found { supported: is_supported(&class), path, class });
+        } else if path.extension().is_some_and(|e| e == "safetensors" || e == "gguf") {
+            found.push(file(path));
+        }
     }
     found.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(found)
+}
+
+/// A file of weights: what `models inspect` says of it, on one line.
+fn file(path: PathBuf) -> Found {
+    match inspect(&path) {
+        Ok(inspection) => {
+            let family = inspection.family.map(|family| format!(", {family}")).unwrap_or_default();
+            let supported = inspection.kind != Kind::Unknown;
+            let class = if supported { kind(inspection.kind) } else { "weights of no known kind" };
+            Found { path, class: format!("{class}{family}"), supported }
+        }
+        // What is wrong with it, `models inspect` tells at length.
+        Err(_) => Found { path, class: "unreadable".to_owned(), supported: false },
+    }
 }
 
 fn is_supported(class: &str) -> bool {

@@ -1,5 +1,6 @@
 //! Models of the hub, used.
 
+use super::standin::Fault;
 use super::*;
 use crate::running::Running;
 
@@ -66,6 +67,39 @@ fn a_server_paints_with_a_model_of_the_hub() {
     let parameters = &made["images"][0]["parameters"];
     assert_eq!((&parameters["model"], &parameters["loras"][0]["name"]), (&"emoji".into(), &"duotone".into()));
     assert_eq!(parameters["loras"][0]["scale"], 0.5);
+}
+
+/// The hub falls silent in the middle of a file, for as long as it takes to be asked again.
+#[test]
+fn health_tells_how_far_a_download_is() {
+    let world = World::new("hub-health");
+    world.hub.add("org/emoji", demo());
+    let (endpoint, home) = (world.hub.endpoint(), world.folder.0.join("home").display().to_string());
+    let patience = ("HF_HUB_DOWNLOAD_TIMEOUT", "2");
+    let variables =
+        [("HF_ENDPOINT", endpoint.as_str()), ("HF_HOME", &home), ("SD_MODEL_ID", "org/emoji"), patience];
+    world.hub.break_file("unet/diffusion_pytorch_model.safetensors", Fault::Stall(50_000, 1));
+    let server = Running::start(&world.folder, &variables, &[]);
+    let loading = || -> serde_json::Value {
+        let health = server.ask("GET", "/health", &[], "");
+        serde_json::from_slice::<serde_json::Value>(&health.body).unwrap()["loading"].clone()
+    };
+    let number = |value: &serde_json::Value, key: &str| value[key].as_u64().unwrap_or(0);
+    let begun = std::time::Instant::now();
+    let seen = loop {
+        let now = loading();
+        if number(&now, "downloaded_bytes") > 0 {
+            break now;
+        }
+        assert!(begun.elapsed().as_secs() < 30, "{now} {}", server.log());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    };
+    assert!(number(&seen, "downloaded_bytes") < number(&seen, "download_bytes"), "{seen}");
+    assert_eq!((&seen["model"], number(&seen, "read_bytes")), (&"emoji".into(), 0), "{seen}");
+    let one = r#"{"prompt": "a", "aspectRatio": "1:1", "config": {"numImages": 1, "steps": 1}}"#;
+    let painted = server.ask("POST", "/generate", &[], one);
+    assert_eq!(painted.status, 200, "{}", painted.body_text());
+    assert_eq!(loading(), serde_json::Value::Null);
 }
 
 /// A textual inversion of so many vectors, as the web UI stores it.

@@ -17,6 +17,7 @@ mod residual;
 mod rope;
 mod single_block;
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aquatint_kernels::{Recorder, Rotation, modulated_layer_norm};
@@ -29,6 +30,7 @@ use self::pack::{pack, unpack};
 use self::residual::Residual;
 use self::rope::Positions;
 use self::single_block::SingleBlock;
+use super::step_cache::{FirstBlockFeatures, SampleFeatures};
 use crate::checkpoint::Weights;
 use crate::checkpoint::stream::{Stage, one_ahead};
 use crate::layers::Linear;
@@ -41,6 +43,45 @@ pub use options::{BlockWeights, FluxOptions, ModulationWeights, WeightBytes, Wei
 enum Block {
     Double(DoubleBlock),
     Single(SingleBlock),
+}
+
+/// Text and picture between two blocks, `(batch, tokens, inner)`.
+enum Tokens {
+    Apart {
+        text: Tensor,
+        picture: Tensor,
+    },
+    /// As one sequence that begins with so many tokens of text.
+    Joined(Tensor, usize),
+}
+
+impl Tokens {
+    fn joined(&self) -> Result<(Tensor, usize)> {
+        Ok(match self {
+            Self::Apart { text, picture } => (Tensor::cat(&[text, picture], 1)?, text.dim(1)?),
+            Self::Joined(x, text) => (x.clone(), *text),
+        })
+    }
+
+    /// Those of the picture, and of its references behind it.
+    fn picture(&self) -> Result<Tensor> {
+        Ok(match self {
+            Self::Apart { picture, .. } => picture.clone(),
+            Self::Joined(x, text) => x.narrow(1, *text, x.dim(1)?.saturating_sub(*text))?,
+        })
+    }
+}
+
+/// What a step reads beside the weights: whatever differs from step to step is in tensors.
+struct Step {
+    /// Packed latents.
+    tokens: Tensor,
+    text: Tensor,
+    reference: Option<Tensor>,
+    rotation: Rotation,
+    rows: Rows,
+    /// Of the picture, in tokens.
+    size: (usize, usize),
 }
 
 /// diffusers' `FluxTransformer2DModel`.
@@ -173,6 +214,51 @@ impl FluxTransformer {
     /// # Errors
     /// Where shapes do not fit, or a timestep is none of the context's.
     pub fn forward(&self, x: &Tensor, timesteps: &[f64], context: &FluxContext) -> Result<Tensor> {
+        let step = self.step(x, timesteps, context)?;
+        let [cos, sin] = step.rotation.tensors();
+        let inputs = [&step.tokens, &step.text, cos, sin].into_iter();
+        let inputs: Vec<&Tensor> = inputs.chain(&step.reference).chain(&step.rows.0).collect();
+        let outputs = self.recorder.run(&inputs, |inputs| match inputs {
+            [tokens, text, cos, sin, rest @ ..] => {
+                let (reference, rows) = match (&step.reference, rest) {
+                    (Some(_), [reference, rows @ ..]) => (Some(reference.clone()), rows),
+                    _ => (None, rest),
+                };
+                let step = Step {
+                    tokens: tokens.clone(),
+                    text: text.clone(),
+                    reference,
+                    rotation: Rotation::from_tensors(cos.clone(), sin.clone())?,
+                    rows: Rows(rows.to_vec()),
+                    size: step.size,
+                };
+                Ok(vec![self.run(&step, None)?])
+            }
+            _ => Err(Error::invalid("a transformer without inputs")),
+        })?;
+        let y = outputs.first().ok_or_else(|| Error::invalid("a transformer without an output"))?;
+        unpack(y, step.size)
+    }
+
+    /// The same with a first-block cache: each sample reuses what its blocks added in an earlier step where its first
+    /// block adds about the same.
+    pub(super) fn forward_reusing(
+        &self,
+        x: &Tensor,
+        timesteps: &[f64],
+        context: &FluxContext,
+        features: &mut FirstBlockFeatures,
+    ) -> Result<Tensor> {
+        let mut outputs = Vec::new();
+        for (i, (sample, &t)) in context.samples.iter().zip(timesteps).enumerate() {
+            let alone = FluxContext { samples: vec![sample.clone()] };
+            let step = self.step(&x.narrow(0, i, 1)?.contiguous()?, &[t], &alone)?;
+            outputs.push(unpack(&self.run(&step, Some((features, i)))?, step.size)?);
+        }
+        Ok(Tensor::cat(&outputs, 0)?)
+    }
+
+    fn step(&self, x: &Tensor, timesteps: &[f64], context: &FluxContext) -> Result<Step> {
         let (tokens, size) = pack(x, "latents")?;
         self.check_input(x, context.batch())?;
         if timesteps.len() != context.batch() {
@@ -182,75 +268,76 @@ impl FluxTransformer {
                 context.batch()
             )));
         }
-        let rows = context.rows(timesteps)?;
         let (text, reference) = (context.text()?, context.reference()?);
         let references = context.samples.first().map_or_else(Vec::new, |s| s.reference_sizes.clone());
         let positions = Positions { text: text.dim(1)?, picture: size, references };
         let rotation = self.rotation(positions, x)?;
-        let [cos, sin] = rotation.tensors();
-        let inputs = [&tokens, &text, cos, sin].into_iter().chain(&reference).chain(&rows.0);
-        let outputs = self.recorder.run(&inputs.collect::<Vec<_>>(), |inputs| match inputs {
-            [tokens, text, cos, sin, rest @ ..] => {
-                let (reference, rows) = match (&reference, rest) {
-                    (Some(_), [reference, rows @ ..]) => (Some(reference), rows),
-                    _ => (None, rest),
-                };
-                let rotation = Rotation::from_tensors(cos.clone(), sin.clone())?;
-                Ok(vec![self.run(tokens, text, reference, &rotation, &Rows(rows.to_vec()))?])
-            }
-            _ => Err(Error::invalid("a transformer without inputs")),
-        })?;
-        let y = outputs.first().ok_or_else(|| Error::invalid("a transformer without an output"))?;
-        unpack(y, size)
+        Ok(Step { tokens, text, reference, rotation, rows: context.rows(timesteps)?, size })
     }
 
-    /// From packed latents to packed output, f32: what differs from step to step is in tensors.
-    fn run(
-        &self,
-        tokens: &Tensor,
-        text: &Tensor,
-        reference: Option<&Tensor>,
-        rotation: &Rotation,
-        rows: &Rows,
-    ) -> Result<Tensor> {
+    /// From packed latents to packed output, f32. `features`: those of one sample, to be reused.
+    fn run(&self, step: &Step, features: Option<(&mut FirstBlockFeatures, usize)>) -> Result<Tensor> {
+        let Step { tokens, text, reference, rotation, rows, size } = step;
         let mut picture = self.residual.write(&self.x_embedder, &self.activations(tokens)?)?;
         if let Some(reference) = reference {
             picture = Tensor::cat(&[&picture, reference], 1)?;
         }
-        let h = self.run_blocks(text.clone(), picture, rows, rotation)?;
-        let h = h.narrow(1, text.dim(1)?, tokens.dim(1)?)?.contiguous()?;
+        let tokens = Tokens::Apart { text: text.clone(), picture };
+        let h = match features {
+            None => self.run_blocks(0..self.blocks.len(), tokens, rows, rotation)?.picture()?,
+            Some((features, sample)) => {
+                let before = tokens.picture()?;
+                let head = self.run_blocks(0..1, tokens, rows, rotation)?;
+                let after = head.picture()?;
+                let first = (&after - before)?;
+                match features.of(sample, &first)? {
+                    Some(others) => (after + others)?,
+                    None => {
+                        let h = self.run_blocks(1..self.blocks.len(), head, rows, rotation)?;
+                        let h = h.picture()?;
+                        features.keep(sample, SampleFeatures { first, others: (&h - after)? });
+                        h
+                    }
+                }
+            }
+        };
+        let h = h.narrow(1, 0, size.0 * size.1)?.contiguous()?;
         let [scale, shift] = rows.of(self.modulation.layers().saturating_sub(1))?;
         let h = modulated_layer_norm(&h, &scale, &shift, self.residual.eps())?;
         Ok(self.proj_out.forward(&h)?.to_dtype(DType::F32)?)
     }
 
-    /// All blocks; returns text and picture as one sequence.
-    fn run_blocks(&self, text: Tensor, picture: Tensor, rows: &Rows, rotation: &Rotation) -> Result<Tensor> {
+    /// Some of the blocks, in their order.
+    fn run_blocks(
+        &self,
+        range: Range<usize>,
+        mut tokens: Tokens,
+        rows: &Rows,
+        rotation: &Rotation,
+    ) -> Result<Tokens> {
         let _alone = self.streaming.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut text, mut picture, mut joined) = (text, picture, None);
         let doubles = self.config.num_layers;
-        let stages: Vec<&Stage> = self.blocks.iter().map(|(_, stage)| stage).collect();
-        one_ahead(&stages, |i| {
-            match self.blocks.get(i).map(|(block, _)| block) {
-                Some(Block::Double(block)) => {
+        let blocks = self.blocks.get(range.clone()).unwrap_or_default();
+        let stages: Vec<&Stage> = blocks.iter().map(|(_, stage)| stage).collect();
+        one_ahead(&stages, |at| {
+            let i = range.start + at;
+            match (blocks.get(at).map(|(block, _)| block), &tokens) {
+                (Some(Block::Double(block)), Tokens::Apart { text, picture }) => {
                     let m = (&rows.of(2 * i + 1)?, &rows.of(2 * i)?);
-                    (text, picture) = block.forward((&text, &picture), m, rotation, self.residual)?;
+                    let (text, picture) = block.forward((text, picture), m, rotation, self.residual)?;
+                    tokens = Tokens::Apart { text, picture };
                 }
-                Some(Block::Single(block)) => {
-                    let x = match joined.take() {
-                        Some(x) => x,
-                        None => Tensor::cat(&[&text, &picture], 1)?,
-                    };
-                    joined = Some(block.forward(&x, &rows.of(doubles + i)?, rotation, self.residual)?);
+                (Some(Block::Single(block)), _) => {
+                    let (x, text) = tokens.joined()?;
+                    let x = block.forward(&x, &rows.of(doubles + i)?, rotation, self.residual)?;
+                    tokens = Tokens::Joined(x, text);
                 }
-                None => {}
+                // Double blocks come first.
+                (Some(Block::Double(_)), Tokens::Joined(..)) | (None, _) => {}
             }
             Ok(())
         })?;
-        match joined {
-            Some(x) => Ok(x),
-            None => Ok(Tensor::cat(&[&text, &picture], 1)?),
-        }
+        Ok(tokens)
     }
 
     /// In the type of the activations.

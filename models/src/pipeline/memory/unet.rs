@@ -46,12 +46,12 @@ impl UnetNeeds {
         (unet, vae): (&UnetConfig, &AutoencoderKlConfig),
         device: &Device,
     ) -> Result<Self> {
-        let dtype = options.precision.dtype();
+        let dtype = options.precision.dtype(device);
         // Small parts in 16 bits are widened; what cannot be read is told by who reads it.
         let of_file = |path: &Path, times: u64| path.metadata().map_or(0, |file| times * file.len());
         let part = |folder: &ModelFolder, name: &str, file: Option<&Path>, times| match file {
             Some(path) => of_file(path, times),
-            None => folder.held_bytes(name, dtype).unwrap_or(0),
+            None => folder.held_bytes(name, dtype, device.is_cpu()).unwrap_or(0),
         };
         let mut weights = part(folder, "unet", options.unet.as_deref(), 1)
             + part(folder, "vae", options.vae.as_deref(), 2)

@@ -16,6 +16,7 @@ mod tokenizer;
 
 use std::path::Path;
 
+use aquatint_kernels::computes_in_bf16;
 use candle_core::{DType, Device, Tensor};
 
 pub use config::T5Config;
@@ -24,6 +25,9 @@ pub use tokenizer::T5Tokenizer;
 
 use crate::checkpoint::{ModelFolder, Weights};
 use crate::{Error, Result};
+
+/// A layer whose type says what T5 is held in.
+pub(crate) const T5_LAYER: &str = "encoder.block.0.layer.0.SelfAttention.q";
 
 /// How T5 is held.
 #[derive(Clone, Copy, Debug, Default)]
@@ -81,9 +85,10 @@ impl T5Encoder {
         };
         let weights = if options.eight_bits { weights.in_eight_bits() } else { weights };
         let weights = if options.streamed { weights.streamed() } else { weights };
-        let precision = match options.dtype {
-            Some(DType::F16) if !device.is_cpu() => Precision::Half,
-            Some(DType::BF16) if !device.is_cpu() => Precision::Brain,
+        let precision = match weights.activations(T5_LAYER) {
+            DType::F16 => Precision::Half,
+            DType::BF16 if computes_in_bf16(device) => Precision::Brain,
+            DType::BF16 => Precision::Half,
             _ => Precision::Full,
         };
         let model = T5Model::new(config, &weights, precision).map_err(in_config)?;
