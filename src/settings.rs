@@ -66,8 +66,8 @@ pub struct ModelArgs {
     /// a checkpoint; pictures are noise
     #[arg(long, value_name = "MODEL", conflicts_with = "model", value_parser = dummy)]
     pub dummy_weights: Option<Dummy>,
-    /// Memory that FLUX may take, in GiB: what does not fit is read from the checkpoint when it is needed [default:
-    /// what is free]
+    /// Memory that the model and its pictures may take, in GiB: what of FLUX does not fit is read from the checkpoint
+    /// when it is needed, and pictures that do not fit are refused [default: what is free]
     #[arg(long, value_name = "GIB", env = "AQUATINT_MEMORY", value_parser = positive)]
     pub memory: Option<f64>,
     /// What the weights are held in
@@ -475,6 +475,18 @@ pub struct Capacity {
     /// Unload a model when no job asked for it for so many seconds; 0 is never
     #[arg(long, value_name = "S", env = "AQUATINT_UNLOAD_SECONDS", default_value = "0", value_parser = seconds)]
     pub unload_seconds: Duration,
+    /// Recorded runs (CUDA graphs) that each network keeps on a GPU, one for each size and batch, the last used ones: a
+    /// step is then started as a whole. 0 is none. Never tried on a device yet
+    #[arg(long, value_name = "N", env = "AQUATINT_CUDA_GRAPHS", default_value = "0", value_parser = number(0..=64))]
+    pub cuda_graphs: usize,
+    /// File that keeps which algorithms were measured to be the fastest on this GPU; `none` keeps nothing [default:
+    /// aquatint/tuning.txt in the user's cache]
+    #[arg(long, value_name = "FILE", env = "AQUATINT_TUNING_CACHE")]
+    pub tuning_cache: Option<PathBuf>,
+    /// Take jobs at once when the model is loaded: without it, a model on a GPU makes three pictures before that, which
+    /// measures algorithms and records runs
+    #[arg(long, env = "AQUATINT_NO_WARM_UP", value_parser = FalseyValueParser::new())]
+    pub no_warm_up: bool,
     /// Memory for finished pictures, in MiB: a request that repeats an earlier one, seed included, gets its pictures
     /// again; 0 keeps none
     #[arg(long, value_name = "MIB", env = "AQUATINT_PICTURE_CACHE", default_value = "0", value_parser = number(0..=1_000_000))]

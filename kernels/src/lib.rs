@@ -27,12 +27,18 @@ pub mod geglu;
 mod ggml_block;
 mod gpu;
 pub mod group_norm;
+mod in_place;
 pub mod layer_norm;
 pub mod linear;
 pub mod low_rank;
+#[cfg(any(feature = "cuda", test))]
+mod lru;
 pub mod memory;
 pub mod modulate;
 pub mod quantise;
+pub mod recorder;
+#[cfg(any(feature = "cuda", test))]
+mod recordings;
 pub mod rgb8;
 pub mod rms_norm;
 pub mod rope;
@@ -40,6 +46,7 @@ mod stored_rows;
 #[cfg(test)]
 mod testing;
 pub mod timestep_embedding;
+pub mod tuning;
 pub mod upsample;
 mod weight;
 pub mod weighted_sum;
@@ -58,12 +65,14 @@ pub use gpu::cudnn;
 #[cfg(feature = "cuda")]
 pub use gpu::open as open_gpu;
 pub use group_norm::group_norm;
+pub use in_place::layer_moves;
 pub use layer_norm::layer_norm;
 pub use linear::Linear;
 pub use low_rank::LowRank;
 pub use memory::keep_freed_memory;
 pub use modulate::modulated_layer_norm;
 pub use quantise::{EightBits, quantise_rows};
+pub use recorder::{NoRecording, Recorder, forget_recordings, keep_recordings};
 pub use rgb8::rgb8;
 pub use rms_norm::rms_norm;
 pub use rope::{Rotation, rms_norm_rope};

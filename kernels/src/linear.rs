@@ -6,6 +6,7 @@ use candle_core::{D, DType, Device, Result, Tensor, bail};
 
 use crate::cpu::{self, CpuWeight, Epilogue, Level, Rows, Shared};
 use crate::gpu::{self, Launch};
+use crate::in_place::{moved, overwrite};
 use crate::weight::{ReplaceableWeight, Weight};
 use crate::{Activation, EncodedWeight, LowRank, StoredRows};
 
@@ -57,7 +58,7 @@ impl Linear {
         (out_features, in_features): (usize, usize),
         bias: Option<&Tensor>,
     ) -> Result<Self> {
-        let bias = bias.map(|b| checked_bias(b, out_features)).transpose()?;
+        let bias = bias.map(|b| checked_bias(b, &weight.read(), out_features)).transpose()?;
         let beside = RwLock::new(Beside { bias, low_rank: Vec::new() });
         Ok(Self { weight, beside, in_features, out_features })
     }
@@ -107,8 +108,9 @@ impl Linear {
 
     /// Puts another bias, `(out)`, in place of the present one; a layer without one gets none.
     pub fn replace_bias(&self, bias: &Tensor) -> Result<()> {
-        let bias = checked_bias(bias, self.out_features)?;
+        let bias = checked_bias(bias, &self.weight.read(), self.out_features)?;
         match &mut self.beside_mut().bias {
+            Some(present) if !present.device().is_cpu() && overwrite(present, &bias)? => {}
             Some(present) => *present = bias,
             None => bail!("linear: there is no bias to replace"),
         }
@@ -137,7 +139,11 @@ impl Linear {
                 );
             }
         }
-        self.beside_mut().low_rank = low_rank;
+        let mut beside = self.beside_mut();
+        if !low_rank.is_empty() || !beside.low_rank.is_empty() {
+            moved();
+        }
+        beside.low_rank = low_rank;
         Ok(())
     }
 
@@ -199,7 +205,10 @@ impl Linear {
         let Beside { bias, low_rank } = &*self.beside();
         let product = |activation, residual: Option<&Tensor>| match &*self.weight.read() {
             Weight::Cpu(w) => on_cpu(Level::best(), x, w, bias.as_ref(), activation, residual, shape),
-            Weight::Plain(w) => definition(x, w, bias.as_ref(), activation, residual),
+            Weight::Plain(w) => match gpu::linear(x, w, bias.as_ref(), activation, residual)? {
+                Some(y) => Ok(y),
+                None => definition(x, w, bias.as_ref(), activation, residual),
+            },
             Weight::Encoded(w) => rest(w.product(x)?, bias.as_ref(), activation, residual),
             Weight::Absent => bail!("linear: the weight is not in memory"),
         };
@@ -217,12 +226,13 @@ impl Linear {
     }
 }
 
-/// A bias as it is held.
-fn checked_bias(bias: &Tensor, out_features: usize) -> Result<Tensor> {
+/// A bias as it is held: in f32, but on a GPU in the type of the weight, as the product's library takes it.
+fn checked_bias(bias: &Tensor, weight: &Weight, out_features: usize) -> Result<Tensor> {
     if bias.dims() != [out_features] {
         bail!("linear: the bias has shape {:?}, the weight {out_features} outputs", bias.dims());
     }
-    bias.to_dtype(DType::F32)?.contiguous()
+    let dtype = if let Weight::Plain(weight) = weight { weight.dtype() } else { DType::F32 };
+    bias.to_dtype(dtype)?.contiguous()
 }
 
 fn definition(

@@ -32,6 +32,22 @@ impl Rotation {
         })
     }
 
+    /// Of cosines and signed sines, `(tokens, d)` each, as [`Self::tensors`] gives them.
+    ///
+    /// # Errors
+    /// Where their shapes differ.
+    pub fn from_tensors(cos: Tensor, sin: Tensor) -> Result<Self> {
+        if cos.dims2()? != sin.dims2()? {
+            bail!("rotation: cosines of shape {:?}, sines of {:?}", cos.dims(), sin.dims());
+        }
+        Ok(Self { cos, sin })
+    }
+
+    /// Cosines and signed sines, `(tokens, d)` each.
+    pub fn tensors(&self) -> [&Tensor; 2] {
+        [&self.cos, &self.sin]
+    }
+
     /// Tokens it has angles for.
     pub fn tokens(&self) -> usize {
         self.cos.dims().first().copied().unwrap_or(0)

@@ -7,6 +7,7 @@ use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{DType, Device, Module, Result, Tensor};
 
 use crate::cpu::CpuWeight;
+use crate::in_place::{moved, overwrite};
 use crate::{EncodedWeight, Format, StoredRows};
 
 /// The weight of a matrix or of filters.
@@ -151,8 +152,14 @@ impl ReplaceableWeight {
         Ok(Self(RwLock::new(Weight::Cpu(CpuWeight::stored(rows)?))))
     }
 
-    /// Puts another weight in place of the present one, whose shape the caller has compared.
+    /// Puts another weight in place of the present one, whose shape the caller has compared. On a GPU it is copied to
+    /// where the present one is, if that has its type.
     pub(crate) fn replace(&self, weight: &Tensor) -> Result<()> {
+        if let Weight::Plain(present) = &*self.read()
+            && overwrite(present, weight)?
+        {
+            return Ok(());
+        }
         self.put(Weight::new(weight)?);
         Ok(())
     }
@@ -170,11 +177,42 @@ impl ReplaceableWeight {
     }
 
     fn put(&self, weight: Weight) {
+        // What is on the CPU is in no graph.
+        if !matches!(weight, Weight::Cpu(_)) {
+            moved();
+        }
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = weight;
     }
 
     /// The present weight.
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, Weight> {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::in_place::layer_moves;
+    use crate::testing::{random, same_bytes};
+
+    /// The arm of other devices, on candle's CPU.
+    #[test]
+    fn a_weight_on_a_device_stays_where_it_is() -> Result<()> {
+        let held = ReplaceableWeight(RwLock::new(Weight::Plain(random((5, 7), 1)?)));
+        let seen = match &*held.read() {
+            Weight::Plain(weight) => weight.clone(),
+            other => unreachable!("{other:?}"),
+        };
+        let other = random((5, 7), 2)?;
+        held.replace(&other)?;
+        same_bytes(&seen, &other)?;
+        // Another type cannot lie there; what is put down then is noticed.
+        let before = layer_moves();
+        held.replace(&other.to_dtype(DType::F16)?)?;
+        same_bytes(&seen, &other)?;
+        held.drop_weight();
+        assert!(layer_moves() > before);
+        Ok(())
     }
 }

@@ -39,4 +39,6 @@ pub mod schedule;
 pub mod text;
 pub mod vae;
 
+/// How many runs of each network are recorded on a GPU, and where measurements of its algorithms are kept.
+pub use aquatint_kernels::{keep_recordings, tuning};
 pub use error::{Error, Result};

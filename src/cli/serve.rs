@@ -1,5 +1,6 @@
 //! `aquatint serve`: the engine, the queue and the HTTP interface put together.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -82,11 +83,30 @@ impl OwnEngine {
             loras.add_embedding(path);
         }
         use_threads(args.model.threads)?;
+        use_gpu_settings(&args.capacity);
         let models = registry(args, &choice, caption_model, &finder)?;
         let of_loras = choice.loras.iter().rev().find_map(|lora| lora.preset);
         let preset = of_loras.or(models.first().and_then(|model| model.info.as_ref()?.preset));
         Ok(Self { models, preset, loras })
     }
+}
+
+/// What holds for all models on a GPU; on a CPU it has no effect.
+fn use_gpu_settings(capacity: &Capacity) {
+    aquatint_models::keep_recordings(capacity.cuda_graphs);
+    let file = match capacity.tuning_cache.clone() {
+        Some(path) if path == Path::new("none") => None,
+        Some(path) => Some(path),
+        None => user_cache().map(|cache| cache.join("aquatint/tuning.txt")),
+    };
+    if let Some(file) = file {
+        aquatint_models::tuning::use_file(file);
+    }
+}
+
+fn user_cache() -> Option<PathBuf> {
+    let folder = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")))
 }
 
 /// The LoRAs that requests may name.
@@ -218,6 +238,7 @@ fn settings(capacity: &Capacity) -> EngineSettings {
         call_limit: limit(capacity.max_step_seconds),
         weight_limit_bytes: capacity.model_memory.map(|gib| (gib * (1u64 << 30) as f64) as u64),
         unload_after: limit(capacity.unload_seconds),
+        warm_up: !capacity.no_warm_up,
     }
 }
 

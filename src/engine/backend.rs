@@ -37,6 +37,12 @@ pub trait Backend {
         Ok(None)
     }
 
+    /// Makes what is made at first use, where that takes long; called once the default model is loaded. Nothing depends on
+    /// its success.
+    fn warm_up(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
     /// Lets go of everything that can be computed again, and gives what is free back to the device.
     fn free_memory(&self) {}
 

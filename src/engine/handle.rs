@@ -91,6 +91,8 @@ pub struct EngineSettings {
     pub weight_limit_bytes: Option<u64>,
     /// Time after which a model that no job asks for is unloaded.
     pub unload_after: Option<Duration>,
+    /// The default model makes pictures that nobody sees before jobs are taken.
+    pub warm_up: bool,
 }
 
 impl Default for EngineSettings {
@@ -102,6 +104,7 @@ impl Default for EngineSettings {
             call_limit: None,
             weight_limit_bytes: None,
             unload_after: None,
+            warm_up: true,
         }
     }
 }

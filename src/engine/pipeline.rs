@@ -79,6 +79,10 @@ impl Backend for PipelineBackend {
         Ok(Some(self.pipeline.preview(denoising)?))
     }
 
+    fn warm_up(&self) -> Result<(), EngineError> {
+        Ok(self.pipeline.warm_up()?)
+    }
+
     fn free_memory(&self) {
         if let Err(error) = self.pipeline.free_memory() {
             tracing::warn!(%error, "memory could not be given back");

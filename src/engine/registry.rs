@@ -70,6 +70,7 @@ pub(super) struct Registry<B> {
     slots: Vec<Slot<B>>,
     weight_limit_bytes: Option<u64>,
     unload_after: Option<Duration>,
+    warm_up: bool,
     shared: Arc<Shared>,
 }
 
@@ -89,6 +90,7 @@ impl<B: Backend> Registry<B> {
             slots: models.into_iter().map(slot).collect(),
             weight_limit_bytes: settings.weight_limit_bytes,
             unload_after: settings.unload_after,
+            warm_up: settings.warm_up,
             shared,
         }
     }
@@ -97,7 +99,26 @@ impl<B: Backend> Registry<B> {
     pub(super) fn load_default(&mut self) -> Result<Arc<ModelInfo>, Fault> {
         let loras = self.loras(0, &[]);
         self.prepare(0, &loras)?;
+        if self.warm_up {
+            self.warm_up_default()?;
+        }
         self.slots[0].info.clone().ok_or(Fault::Error(EngineError::Stopping))
+    }
+
+    /// What fails here fails again when somebody asks for it, and is told then.
+    fn warm_up_default(&mut self) -> Result<(), Fault> {
+        let slot = &self.slots[0];
+        let Some(backend) = &slot.backend else { return Ok(()) };
+        let started = Instant::now();
+        // As a part of loading: no limit of a call is meant for it.
+        let warm = self.shared.load(&slot.entry.name, 0, || backend.warm_up());
+        self.shared.meter.memory.take(backend.device_memory());
+        match warm {
+            Err(fault) if fault.is_device_lost() => return Err(fault),
+            Err(fault) => tracing::warn!(?fault, "the model could not be warmed up"),
+            Ok(()) => tracing::debug!(elapsed_ms = started.elapsed().as_millis() as u64, "warm"),
+        }
+        Ok(())
     }
 
     /// The place of a model, the default one without a name.

@@ -1,9 +1,10 @@
 //! The step scheduler: order, batches, cancellation, deadlines, progress, models and caches.
 
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use aquatint::engine::{EngineError, EngineSettings, JobPhase, Work};
+use aquatint::engine::{DeviceMemory, EngineError, EngineSettings, JobPhase, Work};
 use aquatint::queue::{Caller, Cost, JobQueue, Limits, Refusal};
 use image::RgbImage;
 
@@ -261,6 +262,42 @@ async fn models_are_loaded_when_named_and_unloaded_for_others() {
     assert_eq!(unknown, EngineError::Invalid(text.into()));
     assert_eq!(rig.engine.info(Some("fourth")).await.unwrap_err(), unknown);
     assert_eq!(rig.engine.info(Some("third")).await.unwrap().name, "third");
+}
+
+/// A device of so many bytes, of which models take some.
+fn device(bytes: u64) -> Arc<Mutex<DeviceMemory>> {
+    Arc::new(Mutex::new(DeviceMemory { total: bytes, free: bytes, ..DeviceMemory::default() }))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_model_that_does_not_fit_beside_others_takes_their_place() {
+    let device = device(100);
+    let takes = |bytes| Script { memory: Some((device.clone(), bytes)), ..script(0) };
+    let scripts = vec![takes(40), takes(50), takes(70)];
+    let settings = EngineSettings { unload_after: Some(ms(50)), ..EngineSettings::default() };
+    let rig = Parts { scripts, settings, ..Parts::default() }.start().await;
+    let read = || rig.engine.meter().memory.get().map(|memory| (memory.used, memory.free, memory.peak));
+    for (model, used, peak) in [("fake", 40, 70), ("second", 90, 90), ("third", 70, 90)] {
+        assert!(is_right(&rig.run(on(model, work(1, 2))).await.unwrap()[0], 1, 2), "{model}");
+        assert_eq!(read(), Some((used, 100 - used, peak)), "{model}");
+    }
+    eventually("all are unloaded", || rig.engine.models().iter().all(|model| !model.loaded)).await;
+    eventually("that is told", || read() == Some((0, 100, 90))).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_model_that_fits_nowhere_is_an_error_and_the_engine_goes_on() {
+    let device = device(100);
+    let takes = |bytes| Script { memory: Some((device.clone(), bytes)), ..script(0) };
+    let scripts = vec![takes(40), takes(100)];
+    let rig = Parts { scripts, ..Parts::default() }.start().await;
+    // Somebody else has taken a part meanwhile.
+    device.lock().unwrap().free -= 10;
+    for _ in 0..2 {
+        let error = rig.run(on("second", work(1, 2))).await.unwrap_err();
+        assert!(matches!(error, EngineError::OutOfMemory(_)), "{error}");
+        assert!(is_right(&rig.run(work(2, 2)).await.unwrap()[0], 2, 2));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use aquatint::engine::{Backend, Denoising, EngineError, GenerationRequest, LoraChoice, ModelInfo, Preset};
+use aquatint::engine::{
+    Backend, Denoising, DeviceMemory, EngineError, GenerationRequest, LoraChoice, ModelInfo, Preset,
+};
 use aquatint_models::pipeline::Family;
 use image::{Rgb, RgbImage};
 
@@ -40,6 +42,8 @@ pub(crate) struct Script {
     pub(crate) loads: Arc<AtomicUsize>,
     pub(crate) previews: Arc<AtomicUsize>,
     pub(crate) freed: Arc<AtomicUsize>,
+    /// A device with memory of its own, and what the loaded model takes of it.
+    pub(crate) memory: Option<(Arc<Mutex<DeviceMemory>>, u64)>,
     /// A line for each start and each step, with the seed: what several processes did is in one file.
     pub(crate) journal: Option<PathBuf>,
 }
@@ -81,6 +85,7 @@ impl Default for Script {
             loads: Arc::default(),
             previews: Arc::default(),
             freed: Arc::default(),
+            memory: None,
             journal: None,
         }
     }
@@ -90,10 +95,19 @@ impl Script {
     pub(crate) fn load(self) -> Result<Fake, EngineError> {
         std::thread::sleep(self.load_time);
         self.loads.fetch_add(1, Ordering::SeqCst);
-        match self.load_error.clone() {
-            Some(error) => Err(error),
-            None => Ok(Fake { script: self, preset: None }),
+        if let Some(error) = self.load_error.clone() {
+            return Err(error);
         }
+        if let Some((device, bytes)) = &self.memory {
+            let mut device = device.lock().unwrap();
+            if device.available() < *bytes {
+                return Err(EngineError::OutOfMemory(format!("{bytes} bytes are needed")));
+            }
+            (device.free, device.held) = (device.free - bytes, device.held + bytes);
+            device.used += bytes;
+            device.peak = device.peak.max(device.used);
+        }
+        Ok(Fake { script: self, preset: None })
     }
 
     pub(crate) fn requests(&self) -> Vec<GenerationRequest> {
@@ -148,6 +162,16 @@ fn next(state: u64) -> u64 {
 pub(crate) struct Fake {
     script: Script,
     preset: Option<Preset>,
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        if let Some((device, bytes)) = &self.script.memory {
+            let mut device = device.lock().unwrap();
+            (device.free, device.held) = (device.free + bytes, device.held - bytes);
+            device.used -= bytes;
+        }
+    }
 }
 
 pub(crate) struct FakeDenoising {
@@ -275,6 +299,10 @@ impl Backend for Fake {
         self.script.previews.fetch_add(1, Ordering::SeqCst);
         let [.., a, b, c] = denoising.latents.to_be_bytes();
         Ok(Some(RgbImage::from_pixel(1, 1, Rgb([a, b, c]))))
+    }
+
+    fn device_memory(&self) -> Option<DeviceMemory> {
+        self.script.memory.as_ref().map(|(device, _)| *device.lock().unwrap())
     }
 
     /// As if every decoding had to be repeated.

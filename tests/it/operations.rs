@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::process::Stdio;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use aquatint::engine::EngineError;
+use aquatint::engine::{DeviceMemory, EngineError};
 use serde_json::{Value, json};
 
 use crate::cli::{Folder, aquatint};
@@ -75,6 +76,31 @@ async fn metrics_count_what_happens() {
     assert_eq!(samples["aquatint_batch_size_sum"], 8.0);
     assert!(samples["process_resident_memory_bytes"] > 1e6);
     assert!(samples["process_threads"] >= 2.0 && samples["process_open_fds"] >= 3.0);
+}
+
+#[tokio::test]
+async fn the_device_s_memory_is_told_where_it_has_its_own() {
+    let device = DeviceMemory { total: 1000, free: 900, held: 100, used: 20, peak: 0 };
+    let memory = Some((Arc::new(Mutex::new(device)), 60));
+    let setup = |memory| Setup { script: Script { memory, ..Script::default() }, ..Setup::default() };
+    let server = setup(memory).start();
+    server.app.engine.model().await.unwrap();
+    let told = server.get("/health").await.json()["device_memory"].clone();
+    let expected = json!({"total_bytes": 1000, "free_bytes": 840, "held_bytes": 160, "used_bytes": 80, "peak_bytes": 80});
+    assert_eq!(told, expected);
+    let samples = metrics(&server).await;
+    for (state, bytes) in
+        [("total", 1000.0), ("free", 840.0), ("held", 160.0), ("used", 80.0), ("peak", 80.0)]
+    {
+        assert_eq!(samples[&format!("aquatint_device_memory_bytes{{state=\"{state}\"}}")], bytes);
+    }
+    let resident = samples["process_resident_memory_bytes"];
+    assert!(samples["aquatint_process_peak_resident_memory_bytes"] >= resident);
+
+    let cpu = setup(None).start();
+    cpu.app.engine.model().await.unwrap();
+    assert_eq!(cpu.get("/health").await.json()["device_memory"], Value::Null);
+    assert!(!metrics(&cpu).await.keys().any(|name| name.starts_with("aquatint_device_memory")));
 }
 
 #[tokio::test]

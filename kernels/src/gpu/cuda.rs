@@ -84,7 +84,7 @@ fn function(launch: &Launch<'_>, stream: &CudaStream) -> Result<CudaFunction> {
 ///
 /// The address stays good after the tensor is dropped as far as work on the same stream is concerned: memory is freed
 /// in the stream's order.
-fn address(x: &Tensor, stream: &CudaStream) -> Result<u64> {
+pub(super) fn address(x: &Tensor, stream: &CudaStream) -> Result<u64> {
     let (storage, layout) = x.storage_and_layout();
     let Some((start, _)) = layout.contiguous_offsets() else {
         bail!("a tensor of shape {:?} is not contiguous", x.dims());

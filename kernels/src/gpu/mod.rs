@@ -7,6 +7,10 @@
 
 use candle_core::{DType, Device, Result, Shape, Tensor, bail};
 
+use crate::Activation;
+
+#[cfg(feature = "cuda")]
+mod cublaslt;
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg(target_os = "linux")]
@@ -14,7 +18,11 @@ pub mod cudnn;
 #[cfg(test)]
 mod emulator;
 #[cfg(feature = "cuda")]
+pub(crate) mod graph;
+#[cfg(feature = "cuda")]
 pub(crate) mod memory;
+#[cfg(any(feature = "cuda", test))]
+mod product;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(feature = "cuda")]
@@ -290,6 +298,22 @@ fn pair(outputs: Vec<Tensor>) -> Result<(Tensor, Tensor)> {
 /// `x` as f32, contiguous: scales, shifts and biases, which kernels read so whatever the type of activations.
 pub(crate) fn wide(x: &Tensor) -> Result<Tensor> {
     x.to_dtype(DType::F32)?.contiguous()
+}
+
+/// A linear layer in one call of cublasLt; `None` where that cannot do it, or there is no GPU.
+pub(crate) fn linear(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    activation: Activation,
+    residual: Option<&Tensor>,
+) -> Result<Option<Tensor>> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return cublaslt::linear(x, weight, bias, activation, residual);
+    }
+    let _there_is_no_gpu = (x, weight, bias, activation, residual);
+    Ok(None)
 }
 
 /// The product of two matrices, in their type, summed in f32.

@@ -4,8 +4,8 @@
 
 use std::sync::Arc;
 
-use aquatint_kernels::{timestep_embedding, upsample_nearest};
-use candle_core::{D, DType, Tensor};
+use aquatint_kernels::{Recorder, timestep_embedding, upsample_nearest};
+use candle_core::{D, DType, Device, Tensor};
 
 use super::config::UnetConfig;
 use super::step_cache::DeepFeatures;
@@ -55,6 +55,26 @@ impl UnetContext {
         tokens(self) == tokens(other)
             && self.added.is_some() == other.added.is_some()
             && self.guidance.is_some() == other.guidance.is_some()
+    }
+
+    /// All of its tensors, in an order that depends on the UNet alone.
+    fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        let prompt = self.prompt.iter().flatten().flat_map(|(keys, values)| [keys, values]);
+        prompt.chain(&self.added).chain(&self.guidance)
+    }
+
+    /// The same context made of other tensors, in the order of [`Self::tensors`].
+    fn with_tensors(&self, tensors: &[Tensor]) -> Result<Self> {
+        let mut all = tensors.iter().cloned();
+        let mut next = || all.next().ok_or_else(|| Error::invalid("the context is another unet's"));
+        let mut key_value = |_: &KeyValue| Ok((next()?, next()?));
+        let mut prompt = Vec::with_capacity(self.prompt.len());
+        for blocks in &self.prompt {
+            prompt.push(blocks.iter().map(&mut key_value).collect::<Result<Vec<_>>>()?);
+        }
+        let added = self.added.is_some().then(&mut next).transpose()?;
+        let guidance = self.guidance.is_some().then(next).transpose()?;
+        Ok(Self { prompt, added, guidance })
     }
 
     /// All samples of several contexts, in their order.
@@ -132,6 +152,7 @@ pub struct UNet2DCondition {
     config: UnetConfig,
     weights: Weights,
     activations: DType,
+    recorder: Recorder,
     conv_in: Arc<Conv2d>,
     time_embedding: Embedding,
     add_embedding: Option<Embedding>,
@@ -183,6 +204,7 @@ impl UNet2DCondition {
             )?,
             weights: w.clone(),
             activations: w.activations("conv_in"),
+            recorder: Recorder::default(),
             config,
         })
     }
@@ -274,8 +296,16 @@ impl UNet2DCondition {
     /// [`Self::context`] made for the same batch. Returns `(batch, height, width, out_channels)` in the latents' type. Odd
     /// sizes work.
     pub fn forward(&self, latents: &Tensor, timesteps: &[f64], context: &UnetContext) -> Result<Tensor> {
-        let whole = Depth { branch: None, deep: None };
-        Ok(self.run(latents, timesteps, context, whole)?.0)
+        let embedded = self.embed(timesteps, latents.device())?;
+        let inputs: Vec<&Tensor> = [latents, &embedded].into_iter().chain(context.tensors()).collect();
+        let outputs = self.recorder.run(&inputs, |inputs| match inputs {
+            [latents, embedded, rest @ ..] => {
+                let whole = Depth { branch: None, deep: None };
+                Ok(vec![self.run(latents, embedded, &context.with_tensors(rest)?, whole)?.0])
+            }
+            _ => Err(Error::invalid("a unet without inputs")),
+        })?;
+        outputs.into_iter().next().ok_or_else(|| Error::invalid("a unet without an output"))
     }
 
     /// The same with DeepCache: the `index`th timestep of a picture reuses the deep features of an earlier one, or keeps
@@ -293,27 +323,31 @@ impl UNet2DCondition {
         let layers = self.config.layers(block);
         let deep = features.kept.as_ref().filter(|_| features.reuses(index));
         let depth = Depth { branch: Some((block, layer.min(layers))), deep };
-        let (output, kept) = self.run(latents, timesteps, context, depth)?;
+        let embedded = self.embed(timesteps, latents.device())?;
+        let (output, kept) = self.run(latents, &embedded, context, depth)?;
         if kept.is_some() {
             features.kept = kept;
         }
         Ok(output)
     }
 
-    /// The output, and what went into the branch's layer if it was computed.
+    /// Sinusoids of the timesteps, `(batch, first channels)`.
+    fn embed(&self, timesteps: &[f64], device: &Device) -> Result<Tensor> {
+        let UnetConfig { flip_sin_to_cos, freq_shift, block_out_channels, .. } = &self.config;
+        let t: Vec<f32> = timesteps.iter().map(|&t| t as f32).collect();
+        Ok(timestep_embedding(&t, block_out_channels[0], *flip_sin_to_cos, *freq_shift, device)?)
+    }
+
+    /// The output, and what went into the branch's layer if it was computed. What differs from step to step is in tensors.
     fn run(
         &self,
         latents: &Tensor,
-        timesteps: &[f64],
+        embedded: &Tensor,
         context: &UnetContext,
         depth: Depth<'_>,
     ) -> Result<(Tensor, Option<Tensor>)> {
-        let config = &self.config;
-        let t: Vec<f32> = timesteps.iter().map(|&t| t as f32).collect();
-        let first = config.block_out_channels[0];
-        let t = timestep_embedding(&t, first, config.flip_sin_to_cos, config.freq_shift, latents.device())?;
         let mut time =
-            self.time_embedding.forward(&t.to_dtype(self.activations)?, context.guidance.as_ref())?;
+            self.time_embedding.forward(&embedded.to_dtype(self.activations)?, context.guidance.as_ref())?;
         if let Some(added) = &context.added {
             time = (time + added)?;
         }

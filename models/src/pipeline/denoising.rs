@@ -103,11 +103,13 @@ impl Pipeline {
         if batch.iter().skip(1).any(|d| !d.joins(batch[0])) {
             return batch.into_iter().try_for_each(|denoising| self.step(denoising));
         }
-        let Some(extent) = batch.iter().map(|d| d.extent).max_by_key(|extent| extent.samples) else {
-            return Ok(());
-        };
         // What does not fit together goes in parts.
-        let most = self.memory.together(&extent, batch.len(), self.memory.room_on(&self.device));
+        let most = match batch.iter().map(|d| d.extent).max_by_key(|extent| extent.samples) {
+            Some(extent) if batch.len() > 1 => {
+                self.memory.together(&extent, batch.len(), self.memory.room_on(&self.device))
+            }
+            _ => 1,
+        };
         for part in batch.chunks_mut(most) {
             let outputs = self.predict(part)?;
             part.iter_mut().zip(outputs).try_for_each(|(denoising, output)| denoising.advance(&output))?;

@@ -127,6 +127,8 @@ impl Pipeline {
     /// # Errors
     /// Names the file that is missing, malformed or does not fit its config.
     pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<Self> {
+        // Several threads put weights on the device.
+        let _alone = aquatint_kernels::NoRecording::start();
         let device = device(options.device)?;
         let share = DeviceShare(device.clone());
         let folder = source.folder()?;

@@ -16,6 +16,7 @@ mod preview;
 pub mod request;
 mod start;
 mod variation;
+mod warm_up;
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -259,6 +260,7 @@ impl Pipeline {
     /// The device's.
     pub fn free_memory(&self) -> Result<()> {
         self.prompts.clear();
+        aquatint_kernels::forget_recordings();
         Ok(aquatint_kernels::give_back_memory(&self.device)?)
     }
 

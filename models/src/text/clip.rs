@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use aquatint_kernels::Recorder;
 use aquatint_kernels::attention::{Mask, attention};
 use candle_core::{DType, IndexOp, Tensor};
 use serde::Deserialize;
@@ -177,6 +178,7 @@ pub struct ClipTextModel {
     /// `(max_position_embeddings, hidden_size)`
     position_embedding: Tensor,
     activations: DType,
+    recorder: Recorder,
     layers: Vec<EncoderLayer>,
     final_layer_norm: LayerNorm,
     text_projection: Option<Arc<Linear>>,
@@ -205,6 +207,7 @@ impl ClipTextModel {
             layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?,
             final_layer_norm: text_model.layer_norm("final_layer_norm", channels, config.layer_norm_eps)?,
             text_projection,
+            recorder: Recorder::default(),
             activations: text_model.activations("encoder.layers.0.self_attn.q_proj"),
             config,
         })
@@ -260,12 +263,10 @@ impl ClipTextModel {
     /// # Errors
     /// Where there are no ids, lengths differ or are too large, or an id is beyond the vocabulary.
     pub fn forward(&self, ids: &[Vec<u32>]) -> Result<Output> {
-        let mut hidden_states = vec![self.embed(ids)?];
-        for layer in &self.layers {
-            let x = layer.forward(&hidden_states[hidden_states.len() - 1])?;
-            hidden_states.push(x);
-        }
-        let last_hidden_state = self.final_layer_norm.forward(&hidden_states[hidden_states.len() - 1])?;
+        let embedded = self.embed(ids)?;
+        let mut hidden_states = vec![embedded.clone()];
+        hidden_states.extend(self.recorder.run(&[&embedded], |inputs| self.run(inputs))?);
+        let last_hidden_state = hidden_states.pop().unwrap_or(embedded);
         let ends = ids.iter().enumerate().map(|(i, ids)| last_hidden_state.i((i, self.text_end(ids), ..)));
         let pooled = Tensor::stack(&ends.collect::<candle_core::Result<Vec<_>>>()?, 0)?;
         let pooled = match &self.text_projection {
@@ -273,6 +274,18 @@ impl ClipTextModel {
             None => pooled,
         };
         Ok(Output { hidden_states, last_hidden_state, pooled })
+    }
+
+    /// The results of all layers, and the last of them after the final norm.
+    fn run(&self, embedded: &[Tensor]) -> Result<Vec<Tensor>> {
+        let [embedded] = embedded else { return Err(Error::invalid("a text encoder takes one tensor")) };
+        let (mut all, mut x) = (Vec::with_capacity(self.layers.len() + 1), embedded.clone());
+        for layer in &self.layers {
+            x = layer.forward(&x)?;
+            all.push(x.clone());
+        }
+        all.push(self.final_layer_norm.forward(&x)?);
+        Ok(all)
     }
 
     fn embed(&self, ids: &[Vec<u32>]) -> Result<Tensor> {

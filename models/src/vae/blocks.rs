@@ -5,15 +5,15 @@
 use std::sync::Arc;
 
 use aquatint_kernels::attention::Mask;
-use aquatint_kernels::{attention, upsample_nearest};
+use aquatint_kernels::{Recorder, attention, upsample_nearest};
 use candle_core::Tensor;
 
 use super::AutoencoderKlConfig;
-use crate::Result;
 use crate::checkpoint::Weights;
 use crate::layers::{Activation, Conv2d, GroupNorm, Linear, Padding};
 use crate::range::Range;
 use crate::resnet::ResnetBlock;
+use crate::{Error, Result};
 
 /// Epsilon of every normalisation.
 const EPS: f64 = 1e-6;
@@ -169,6 +169,7 @@ impl Encoder {
 /// Latents to a picture.
 #[derive(Debug)]
 pub(super) struct Decoder {
+    recorder: Recorder,
     conv_in: Arc<Conv2d>,
     mid_block: MidBlock,
     up_blocks: Vec<Stage>,
@@ -199,6 +200,7 @@ impl Decoder {
             from = to;
         }
         Ok(Self {
+            recorder: Recorder::default(),
             conv_in: range.writing(weights).conv2d(
                 "conv_in",
                 config.latent_channels,
@@ -217,6 +219,14 @@ impl Decoder {
     /// `z`: `(batch, height, width, latent_channels)`, unscaled; returns `(batch, height * d, width * d, 3)`, about
     /// -1..1.
     pub(super) fn forward(&self, z: &Tensor) -> Result<Tensor> {
+        let outputs = self.recorder.run(&[z], |inputs| match inputs {
+            [z] => Ok(vec![self.run(z)?]),
+            _ => Err(Error::invalid("a decoder takes latents alone")),
+        })?;
+        outputs.into_iter().next().ok_or_else(|| Error::invalid("a decoder without an output"))
+    }
+
+    fn run(&self, z: &Tensor) -> Result<Tensor> {
         let mut h = self.mid_block.forward(&self.conv_in.forward(z)?)?;
         for block in &self.up_blocks {
             for resnet in &block.resnets {

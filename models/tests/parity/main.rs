@@ -15,6 +15,7 @@ mod flux_files;
 mod flux_lora;
 mod flux_transformer;
 mod lora;
+mod memory;
 mod noise;
 mod pipeline;
 mod pipeline_flux;

@@ -80,12 +80,12 @@ impl FluxContext {
     }
 
     /// Each sample's row of the modulation.
-    pub(super) fn rows(&self, timesteps: &[f64]) -> Result<Rows<'_>> {
+    pub(super) fn rows(&self, timesteps: &[f64]) -> Result<Rows> {
         let row = |(s, &t): (_, &f64)| {
             let Sample { run, .. }: &Sample = s;
             Ok((&**run, run.row(t)?))
         };
-        Ok(Rows(self.samples.iter().zip(timesteps).map(row).collect::<Result<_>>()?))
+        Rows::of_samples(&self.samples.iter().zip(timesteps).map(row).collect::<Result<Vec<_>>>()?)
     }
 }
 

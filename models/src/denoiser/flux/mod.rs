@@ -20,7 +20,7 @@ mod single_block;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use aquatint_kernels::{Rotation, modulated_layer_norm};
+use aquatint_kernels::{Recorder, Rotation, modulated_layer_norm};
 use candle_core::{DType, Tensor};
 
 use self::context::Sample;
@@ -72,6 +72,18 @@ impl Tokens {
     }
 }
 
+/// What a step reads beside the weights: whatever differs from step to step is in tensors.
+struct Step {
+    /// Packed latents.
+    tokens: Tensor,
+    text: Tensor,
+    reference: Option<Tensor>,
+    rotation: Rotation,
+    rows: Rows,
+    /// Of the picture, in tokens.
+    size: (usize, usize),
+}
+
 /// diffusers' `FluxTransformer2DModel`.
 #[derive(Debug)]
 pub struct FluxTransformer {
@@ -85,6 +97,7 @@ pub struct FluxTransformer {
     blocks: Vec<(Block, Stage)>,
     proj_out: Arc<Linear>,
     modulation: Modulation,
+    recorder: Recorder,
     /// The angles of the last sequence's positions: they stay the same through all steps of a run.
     rotation: Mutex<Option<(Positions, Rotation)>>,
     /// Streamed weights come and go, so one run at a time may use them.
@@ -128,6 +141,7 @@ impl FluxTransformer {
             proj_out: weights.linear("proj_out", inner, config.out_channels(), true)?,
             blocks,
             modulation,
+            recorder: Recorder::default(),
             rotation: Mutex::default(),
             streaming: Mutex::default(),
             weights: weights.clone(),
@@ -200,7 +214,30 @@ impl FluxTransformer {
     /// # Errors
     /// Where shapes do not fit, or a timestep is none of the context's.
     pub fn forward(&self, x: &Tensor, timesteps: &[f64], context: &FluxContext) -> Result<Tensor> {
-        self.run(x, timesteps, context, None)
+        let step = self.step(x, timesteps, context)?;
+        let [cos, sin] = step.rotation.tensors();
+        let inputs = [&step.tokens, &step.text, cos, sin].into_iter();
+        let inputs: Vec<&Tensor> = inputs.chain(&step.reference).chain(&step.rows.0).collect();
+        let outputs = self.recorder.run(&inputs, |inputs| match inputs {
+            [tokens, text, cos, sin, rest @ ..] => {
+                let (reference, rows) = match (&step.reference, rest) {
+                    (Some(_), [reference, rows @ ..]) => (Some(reference.clone()), rows),
+                    _ => (None, rest),
+                };
+                let step = Step {
+                    tokens: tokens.clone(),
+                    text: text.clone(),
+                    reference,
+                    rotation: Rotation::from_tensors(cos.clone(), sin.clone())?,
+                    rows: Rows(rows.to_vec()),
+                    size: step.size,
+                };
+                Ok(vec![self.run(&step, None)?])
+            }
+            _ => Err(Error::invalid("a transformer without inputs")),
+        })?;
+        let y = outputs.first().ok_or_else(|| Error::invalid("a transformer without an output"))?;
+        unpack(y, step.size)
     }
 
     /// The same with a first-block cache: each sample reuses what its blocks added in an earlier step where its first
@@ -215,19 +252,13 @@ impl FluxTransformer {
         let mut outputs = Vec::new();
         for (i, (sample, &t)) in context.samples.iter().zip(timesteps).enumerate() {
             let alone = FluxContext { samples: vec![sample.clone()] };
-            outputs.push(self.run(&x.narrow(0, i, 1)?.contiguous()?, &[t], &alone, Some((features, i)))?);
+            let step = self.step(&x.narrow(0, i, 1)?.contiguous()?, &[t], &alone)?;
+            outputs.push(unpack(&self.run(&step, Some((features, i)))?, step.size)?);
         }
         Ok(Tensor::cat(&outputs, 0)?)
     }
 
-    /// With features to reuse, those of one sample.
-    fn run(
-        &self,
-        x: &Tensor,
-        timesteps: &[f64],
-        context: &FluxContext,
-        features: Option<(&mut FirstBlockFeatures, usize)>,
-    ) -> Result<Tensor> {
+    fn step(&self, x: &Tensor, timesteps: &[f64], context: &FluxContext) -> Result<Step> {
         let (tokens, size) = pack(x, "latents")?;
         self.check_input(x, context.batch())?;
         if timesteps.len() != context.batch() {
@@ -237,27 +268,32 @@ impl FluxTransformer {
                 context.batch()
             )));
         }
-        let rows = context.rows(timesteps)?;
-        let mut picture = self.residual.write(&self.x_embedder, &self.activations(&tokens)?)?;
-        if let Some(reference) = context.reference()? {
-            picture = Tensor::cat(&[&picture, &reference], 1)?;
-        }
-        let text = context.text()?;
+        let (text, reference) = (context.text()?, context.reference()?);
         let references = context.samples.first().map_or_else(Vec::new, |s| s.reference_sizes.clone());
         let positions = Positions { text: text.dim(1)?, picture: size, references };
         let rotation = self.rotation(positions, x)?;
-        let tokens = Tokens::Apart { text, picture };
+        Ok(Step { tokens, text, reference, rotation, rows: context.rows(timesteps)?, size })
+    }
+
+    /// From packed latents to packed output, f32. `features`: those of one sample, to be reused.
+    fn run(&self, step: &Step, features: Option<(&mut FirstBlockFeatures, usize)>) -> Result<Tensor> {
+        let Step { tokens, text, reference, rotation, rows, size } = step;
+        let mut picture = self.residual.write(&self.x_embedder, &self.activations(tokens)?)?;
+        if let Some(reference) = reference {
+            picture = Tensor::cat(&[&picture, reference], 1)?;
+        }
+        let tokens = Tokens::Apart { text: text.clone(), picture };
         let h = match features {
-            None => self.run_blocks(0..self.blocks.len(), tokens, &rows, &rotation)?.picture()?,
+            None => self.run_blocks(0..self.blocks.len(), tokens, rows, rotation)?.picture()?,
             Some((features, sample)) => {
                 let before = tokens.picture()?;
-                let head = self.run_blocks(0..1, tokens, &rows, &rotation)?;
+                let head = self.run_blocks(0..1, tokens, rows, rotation)?;
                 let after = head.picture()?;
                 let first = (&after - before)?;
                 match features.of(sample, &first)? {
                     Some(others) => (after + others)?,
                     None => {
-                        let h = self.run_blocks(1..self.blocks.len(), head, &rows, &rotation)?;
+                        let h = self.run_blocks(1..self.blocks.len(), head, rows, rotation)?;
                         let h = h.picture()?;
                         features.keep(sample, SampleFeatures { first, others: (&h - after)? });
                         h
@@ -268,7 +304,7 @@ impl FluxTransformer {
         let h = h.narrow(1, 0, size.0 * size.1)?.contiguous()?;
         let [scale, shift] = rows.of(self.modulation.layers().saturating_sub(1))?;
         let h = modulated_layer_norm(&h, &scale, &shift, self.residual.eps())?;
-        unpack(&self.proj_out.forward(&h)?.to_dtype(DType::F32)?, size)
+        Ok(self.proj_out.forward(&h)?.to_dtype(DType::F32)?)
     }
 
     /// Some of the blocks, in their order.
@@ -276,7 +312,7 @@ impl FluxTransformer {
         &self,
         range: Range<usize>,
         mut tokens: Tokens,
-        rows: &Rows<'_>,
+        rows: &Rows,
         rotation: &Rotation,
     ) -> Result<Tokens> {
         let _alone = self.streaming.lock().unwrap_or_else(PoisonError::into_inner);

@@ -145,20 +145,33 @@ impl Run {
     }
 }
 
-/// The rows of all samples of a batch for one step.
+/// The vectors of all samples of a batch for one step.
 #[derive(Debug)]
-pub(super) struct Rows<'a>(pub(super) Vec<(&'a Run, usize)>);
+pub(super) struct Rows(
+    /// For each modulation layer `(batch, vectors * inner)`.
+    pub(super) Vec<Tensor>,
+);
 
-impl Rows<'_> {
+impl Rows {
+    /// Looks up each sample's row.
+    pub(super) fn of_samples(samples: &[(&Run, usize)]) -> Result<Self> {
+        let layers = samples.first().map_or(0, |(run, _)| run.layers());
+        let layer = |layer: usize| {
+            let mut rows = Vec::with_capacity(samples.len());
+            for (run, row) in samples {
+                let vectors = run.vectors.get(layer);
+                let vectors =
+                    vectors.ok_or_else(|| Error::invalid("the context is another transformer's"))?;
+                rows.push(vectors.narrow(0, *row, 1)?);
+            }
+            Ok(if let [row] = rows.as_slice() { row.clone() } else { Tensor::cat(&rows, 0)? })
+        };
+        Ok(Self((0..layers).map(layer).collect::<Result<_>>()?))
+    }
+
     /// The `N` vectors of a modulation layer, `(batch, inner)` each.
     pub(super) fn of<const N: usize>(&self, layer: usize) -> Result<[Tensor; N]> {
-        let mut rows = Vec::with_capacity(self.0.len());
-        for (run, row) in &self.0 {
-            let vectors = run.vectors.get(layer);
-            let vectors = vectors.ok_or_else(|| Error::invalid("the context is another transformer's"))?;
-            rows.push(vectors.narrow(0, *row, 1)?);
-        }
-        let rows = if let [row] = rows.as_slice() { row.clone() } else { Tensor::cat(&rows, 0)? };
+        let rows = self.0.get(layer).ok_or_else(|| Error::invalid("the context is another transformer's"))?;
         let parts: std::result::Result<[Tensor; N], Vec<Tensor>> = rows.chunk(N, 1)?.try_into();
         parts.map_err(|parts| Error::invalid(format!("{} modulation vectors, {N} are needed", parts.len())))
     }

@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
-use aquatint_kernels::{biased_attention, gated_gelu, rms_norm};
+use aquatint_kernels::{Recorder, biased_attention, gated_gelu, rms_norm};
 use candle_core::{DType, Tensor};
 
 use super::T5Config;
@@ -205,6 +205,7 @@ impl Embeddings {
 pub struct T5Model {
     config: T5Config,
     activations: Activations,
+    recorder: Recorder,
     embeddings: Embeddings,
     /// `(buckets, heads)` in f32: the first layer's, which all layers share
     relative_attention_bias: Tensor,
@@ -247,6 +248,7 @@ impl T5Model {
         let shape_of_table = [config.vocab_size, config.d_model];
         Ok(Self {
             activations,
+            recorder: Recorder::default(),
             embeddings: match weights.is_streaming() {
                 true => Embeddings::Streamed { weights: weights.clone(), name: table },
                 false => Embeddings::Resident(weights.table(table, &shape_of_table)?),
@@ -284,12 +286,22 @@ impl T5Model {
     /// # Errors
     /// Where there are no ids, lengths differ or are too large, or an id is beyond the vocabulary.
     pub fn forward(&self, ids: &[Vec<u32>]) -> Result<Tensor> {
-        let mut x = self.embed(ids)?;
+        let x = self.embed(ids)?;
         let bias = position_bias(&self.relative_attention_bias, &self.config, x.dims()[1])?;
+        let outputs = self.recorder.run(&[&x, &bias], |inputs| match inputs {
+            [x, bias] => Ok(vec![self.run(x, bias)?]),
+            _ => Err(Error::invalid("T5 takes tokens and a bias")),
+        })?;
+        outputs.into_iter().next().ok_or_else(|| Error::invalid("T5 without an output"))
+    }
+
+    /// All blocks, and the norm behind them.
+    fn run(&self, x: &Tensor, bias: &Tensor) -> Result<Tensor> {
+        let mut x = x.clone();
         let stages: Vec<_> = self.blocks.iter().map(|(_, stage)| stage).collect();
         one_ahead(&stages, |i| {
             if let Some((block, _)) = self.blocks.get(i) {
-                x = block.forward(&x, &bias)?;
+                x = block.forward(&x, bias)?;
             }
             Ok(())
         })?;
