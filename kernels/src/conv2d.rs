@@ -289,7 +289,7 @@ fn on_cudnn(
     use gpu::cudnn::{Bias, Convolution, Request, convolution};
 
     let (batch, out, dtype) = (x.dim(0)?, weight.dim(0)?, x.dtype());
-    let Some(of) = gpu::cudnn_type(dtype) else { return Ok(None) };
+    let Some(of) = gpu::cudnn_type(dtype).filter(|_| gpu::has_cudnn(x)) else { return Ok(None) };
     let Geometry { height, width, channels, kernel_height, kernel_width, stride, padding, .. } = geometry;
     let Padding { top, bottom, left, right } = padding;
     let request = Convolution {

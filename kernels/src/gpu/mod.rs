@@ -4,6 +4,9 @@
 //! feature is on and tensors are on a GPU; and in tests `emulator`, which runs the same kernels, compiled as C++, on
 //! tensors of the CPU. So what an arm computes, from the choice of a kernel to its arithmetic, is tested on any machine,
 //! and by the same tests on a GPU where there is one.
+//!
+//! Convolutions and attention are asked of cuDNN first, see [`cudnn`], and go by kernels of ours where it is not there or
+//! has no plan.
 
 use candle_core::{DType, Device, Result, Shape, Tensor, bail};
 
@@ -275,6 +278,12 @@ pub(crate) fn ask_cudnn(
     }
     let _ = (y, shape, dtype, first);
     Ok(None)
+}
+
+/// Whether it is worth to put a request for `x` together: not on a GPU without cuDNN.
+#[cfg(target_os = "linux")]
+pub(crate) fn has_cudnn(x: &Tensor) -> bool {
+    !x.device().is_cuda() || cudnn::version().is_ok()
 }
 
 /// The type of elements as cuDNN calls it.

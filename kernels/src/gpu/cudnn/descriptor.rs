@@ -30,7 +30,7 @@ pub(super) enum Kind {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Type {
     Handle = 0,
-    DataType = 1,
+    Data = 1,
     Boolean = 2,
     Int64 = 3,
     Float = 4,

@@ -129,7 +129,7 @@ impl Told {
             let own = FIRST + i as i64;
             let number = if let Place::Outside(number) = tensor.place { number } else { own };
             let descriptor = Descriptor::new(library, Kind::Tensor)?
-                .number(TENSOR_DATA_TYPE, Type::DataType, tensor.of as c_int)?
+                .number(TENSOR_DATA_TYPE, Type::Data, tensor.of as c_int)?
                 .ints(TENSOR_DIMENSIONS, &tensor.shape)?
                 .ints(TENSOR_STRIDES, &tensor.strides)?
                 .ints(TENSOR_BYTE_ALIGNMENT, &[16])?
@@ -154,7 +154,7 @@ impl Told {
             Operation::Convolution { x, filters, y, steps } => {
                 const CROSS_CORRELATION: c_int = 1;
                 let how = new(Kind::Convolution)?
-                    .number(CONVOLUTION_PRECISION, Type::DataType, float)?
+                    .number(CONVOLUTION_PRECISION, Type::Data, float)?
                     .number(CONVOLUTION_MODE, Type::ConvolutionMode, CROSS_CORRELATION)?
                     .ints(CONVOLUTION_SPATIAL_DIMENSIONS, &[2])?
                     .ints(CONVOLUTION_DILATIONS, &[1, 1])?
@@ -170,13 +170,13 @@ impl Told {
                 self.put(on, ON_CONVOLUTION_HOW, how, &tensors)
             }
             Operation::Product { a, b, y } => {
-                let how = new(Kind::Matmul)?.number(MATMUL_PRECISION, Type::DataType, float)?.finish()?;
+                let how = new(Kind::Matmul)?.number(MATMUL_PRECISION, Type::Data, float)?.finish()?;
                 let tensors = [(ON_MATMUL_A, *a), (ON_MATMUL_B, *b), (ON_MATMUL_C, *y)];
                 self.put(new(Kind::OperationMatmul)?, ON_MATMUL_HOW, how, &tensors)
             }
             Operation::Reduction { by, x, y } => {
                 let how = new(Kind::Reduction)?
-                    .number(REDUCTION_PRECISION, Type::DataType, float)?
+                    .number(REDUCTION_PRECISION, Type::Data, float)?
                     .number(REDUCTION_OPERATOR, Type::ReductionOperator, *by as c_int)?
                     .finish()?;
                 let tensors = [(ON_REDUCTION_X, *x), (ON_REDUCTION_Y, *y)];
@@ -187,7 +187,7 @@ impl Told {
                 let precision = if compares { DataType::Boolean as c_int } else { float };
                 let how = new(Kind::Pointwise)?
                     .number(POINTWISE_MODE, Type::PointwiseMode, *mode as c_int)?
-                    .number(POINTWISE_PRECISION, Type::DataType, precision)?
+                    .number(POINTWISE_PRECISION, Type::Data, precision)?
                     .finish()?;
                 let inputs =
                     [ON_POINTWISE_X, ON_POINTWISE_B, ON_POINTWISE_T].into_iter().zip(from.iter().copied());
@@ -198,7 +198,7 @@ impl Told {
                 const GENERATE_INDEX: c_int = 501;
                 let how = new(Kind::Pointwise)?
                     .number(POINTWISE_MODE, Type::PointwiseMode, GENERATE_INDEX)?
-                    .number(POINTWISE_PRECISION, Type::DataType, float)?
+                    .number(POINTWISE_PRECISION, Type::Data, float)?
                     .ints(POINTWISE_AXIS, &[*axis])?
                     .finish()?;
                 let tensors = [(ON_POINTWISE_X, *x), (ON_POINTWISE_Y, *y)];
