@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What can be said of the CUDA build without a GPU, in a few minutes: every kernel of ours compiles for the three
-# generations of GPUs that are supported, the Rust side type-checks with the feature, what it makes starts without a driver,
-# and cuDNN, 415 MB from PyPI, has a plan for every convolution and attention of the published models. What the kernels compute is tested by cargo test, which runs them emulated.
+# generations of GPUs that are supported, the Rust side type-checks with the feature, what it makes starts without a
+# driver, and cuDNN, 415 MB from PyPI, has a plan for every convolution and attention of the published models. What the
+# kernels compute is tested by cargo test, which runs them emulated.
 #
 # candle's own kernels take ten minutes and more, and nothing here runs or links them: a stand-in for nvcc writes empty
 # files in their place, into a target folder of its own. scripts/full-check.sh builds the real thing.
