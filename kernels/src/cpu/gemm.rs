@@ -34,6 +34,8 @@ pub(crate) struct Epilogue<'a> {
 
 /// Steps of the sum that one pass over a pair of panels takes: the panels then stay in the first-level cache.
 const DEPTH: usize = 384;
+/// The same for filters, of which a longer stretch of each pixel is then read at a time.
+const FILTER_DEPTH: usize = 576;
 /// Floats of rows that are touched again and again: they stay in the second-level cache.
 const ROW_FLOATS: usize = 64 << 10;
 /// Floats of panels that are turned for all rows of a piece: they stay in the second-level cache beside the rows.
@@ -47,7 +49,8 @@ const PIECE: usize = 2 << 20;
 /// together, and the rows of neighbouring pixels have most of theirs in common.
 fn stretches(weight: &CpuWeight) -> Vec<Range<usize>> {
     let (parts, depth) = (weight.parts, weight.depth);
-    let most = (DEPTH / parts / 8 * 8).max(8);
+    let steps = if parts > 1 { FILTER_DEPTH } else { DEPTH };
+    let most = (steps / parts / 8 * 8).max(8);
     let len = depth.div_ceil(depth.div_ceil(most)).next_multiple_of(8);
     (0..depth).step_by(len).map(|first| first..depth.min(first + len)).collect()
 }
@@ -183,14 +186,15 @@ impl Piece {
         // A residual is added after the activation.
         let fused_residual = epilogue.residual.filter(|_| epilogue.activation == Activation::None);
         let together = self.level.panels();
-        let mut wide = Vec::new();
-        for (i, channels) in stretches.iter().enumerate() {
-            let last = i + 1 == stretches.len();
-            let len = weight.parts * channels.len();
-            let group = (PANEL_FLOATS / (len * PANEL) / together * together).max(together);
-            wide.resize(group * len, Line::default());
-            for first in self.panels.clone().step_by(group) {
-                let group = first..self.panels.end.min(first + group);
+        let longest = stretches.first().map_or(1, |channels| weight.parts * channels.len());
+        let most = (PANEL_FLOATS / (longest * PANEL) / together * together).max(together);
+        let mut wide = vec![Line::default(); most * longest];
+        for first in self.panels.clone().step_by(most) {
+            let group = first..self.panels.end.min(first + most);
+            // A weight's rows are read from their beginning to their end.
+            for (i, channels) in stretches.iter().enumerate() {
+                let last = i + 1 == stretches.len();
+                let len = weight.parts * channels.len();
                 for chunk in self.chunks(weight.steps()) {
                     for panel in group.clone().step_by(together) {
                         let count = together.min(group.end - panel);

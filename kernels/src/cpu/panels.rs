@@ -40,32 +40,23 @@ by_level! {
     /// Turns the same stretch of 16 rows: element `i` of each becomes a line of `to`.
     ///
     /// The rows hold `to.len()` elements. In filters those of one channel, one a part, stand together; in `to` the
-    /// channels of one part do. What lies `ahead` bytes after each row is what will be turned next.
-    pub(super) fn turn(
-        element: Element, rows: &[&[u8]; PANEL], parts: usize, ahead: usize, to: &mut [Line],
-    ) = turn_body;
+    /// channels of one part do. What follows each row is what will be turned next of it.
+    pub(super) fn turn(element: Element, rows: &[&[u8]; PANEL], parts: usize, to: &mut [Line]) = turn_body;
 }
 
 #[inline(always)]
-fn turn_body<const FUSED: bool>(
-    element: Element,
-    rows: &[&[u8]; PANEL],
-    parts: usize,
-    ahead: usize,
-    to: &mut [Line],
-) {
+fn turn_body<const FUSED: bool>(element: Element, rows: &[&[u8]; PANEL], parts: usize, to: &mut [Line]) {
     match element {
-        Element::F32 => turn_as::<F32, FUSED>(rows, parts, ahead, to),
-        Element::F16 => turn_as::<F16, FUSED>(rows, parts, ahead, to),
-        Element::Bf16 => turn_as::<Bf16, FUSED>(rows, parts, ahead, to),
-        Element::F8E4M3 => turn_as::<F8E4M3, FUSED>(rows, parts, ahead, to),
-        Element::F8E5M2 => turn_as::<F8E5M2, FUSED>(rows, parts, ahead, to),
+        Element::F32 => turn_as::<F32, FUSED>(rows, parts, to),
+        Element::F16 => turn_as::<F16, FUSED>(rows, parts, to),
+        Element::Bf16 => turn_as::<Bf16, FUSED>(rows, parts, to),
+        Element::F8E4M3 => turn_as::<F8E4M3, FUSED>(rows, parts, to),
+        Element::F8E5M2 => turn_as::<F8E5M2, FUSED>(rows, parts, to),
     }
 }
 
 #[inline(always)]
-#[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "nothing is prefetched"))]
-fn turn_as<T: Stored, const FUSED: bool>(rows: &[&[u8]; PANEL], parts: usize, ahead: usize, to: &mut [Line]) {
+fn turn_as<T: Stored, const FUSED: bool>(rows: &[&[u8]; PANEL], parts: usize, to: &mut [Line]) {
     let (steps, channels) = (to.len(), to.len() / parts);
     let (mut channel, mut part) = (0, 0);
     let mut next_step = || {
@@ -86,7 +77,7 @@ fn turn_as<T: Stored, const FUSED: bool>(rows: &[&[u8]; PANEL], parts: usize, ah
                 // A stretch of a row is too short for the processor to see it coming.
                 for row in rows {
                     use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-                    let next = row.as_ptr().wrapping_add(done * T::BYTES + ahead);
+                    let next = row.as_ptr().wrapping_add(done * T::BYTES + row.len());
                     // SAFETY: any address may be prefetched.
                     unsafe { _mm_prefetch::<_MM_HINT_T1>(next.cast()) };
                 }
@@ -284,7 +275,7 @@ mod tests {
                 });
                 for level in Level::available() {
                     let mut to = vec![Line([f32::NAN; PANEL]); steps];
-                    turn(level, element, &rows, parts, 0, &mut to);
+                    turn(level, element, &rows, parts, &mut to);
                     for part in 0..parts {
                         for channel in 0..channels {
                             for (lane, row) in rows.iter().enumerate() {

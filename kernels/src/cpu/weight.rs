@@ -125,7 +125,7 @@ impl CpuWeight {
                         let at = row(lane) * self.steps() + channels.start * self.parts;
                         &all[at * size..][..len * size]
                     });
-                    turn(level, *element, &rows, self.parts, self.steps() * size * PANEL, to);
+                    turn(level, *element, &rows, self.parts, to);
                     if let Some(scales) = scales {
                         scale(level, &std::array::from_fn(|lane| scales[row(lane)]), to);
                     }
