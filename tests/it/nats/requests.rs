@@ -71,7 +71,8 @@ fn every_api_works_with_workers_elsewhere() {
     for unknown in ["0123456789abcdef0123456789abcdef", "*", "a.b", "%2a", "%3e"] {
         assert_eq!(here.get(&format!("/jobs/{unknown}")).status, 404, "{unknown}");
     }
-    // One that has ended is forgotten for all.
+    // One that has ended is forgotten for all, once whoever is asked knows of its end: else it is cancelled.
+    assert_eq!(here.ended(&id), "failed");
     assert_eq!(here.server.ask("DELETE", &format!("/jobs/{id}"), &[], "").status, 200);
     assert_eq!(here.get(&format!("/jobs/{id}")).status, 404);
     let metrics = here.get("/metrics");

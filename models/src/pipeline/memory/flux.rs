@@ -85,7 +85,7 @@ pub struct FluxNeeds {
     pub sizes: WeightSizes,
     /// Of its activations.
     pub widths: Widths,
-    /// What is taken beside tensors; see [`super::overhead`].
+    /// What is taken beside tensors.
     pub overhead: u64,
 }
 

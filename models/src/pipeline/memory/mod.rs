@@ -1,6 +1,6 @@
 //! What a model and its pictures take in memory, decided before anything is loaded or computed.
 //!
-//! [`Budget`] holds what is known of a loaded model: [`flux`] chooses which parts of FLUX stay in memory, [`unet`] sums
+//! `Budget` holds what is known of a loaded model: [`flux`] chooses which parts of FLUX stay in memory, [`unet`] sums
 //! up Stable Diffusion. Both estimate the most that is in memory at a time while a picture is made: in the denoiser,
 //! whose batch multiplies it, or in the VAE, which can work in tiles instead. What does not fit even so is refused.
 

@@ -30,7 +30,7 @@ pub struct UnetNeeds {
     pub vae_channels: Vec<usize>,
     /// Bytes of an activation in the VAE.
     pub vae_activation: u64,
-    /// What is taken beside tensors; see [`super::overhead`].
+    /// What is taken beside tensors.
     pub overhead: u64,
 }
 
