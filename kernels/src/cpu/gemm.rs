@@ -187,7 +187,10 @@ impl Piece {
         let fused_residual = epilogue.residual.filter(|_| epilogue.activation == Activation::None);
         let together = self.level.panels();
         let longest = stretches.first().map_or(1, |channels| weight.parts * channels.len());
-        let most = (PANEL_FLOATS / (longest * PANEL) / together * together).max(together);
+        // No more than there are: a small piece would spend its time on clearing the buffer.
+        let most = (PANEL_FLOATS / (longest * PANEL) / together * together)
+            .min(self.panels.len().next_multiple_of(together))
+            .max(together);
         let mut wide = vec![Line::default(); most * longest];
         for first in self.panels.clone().step_by(most) {
             let group = first..self.panels.end.min(first + most);
