@@ -45,8 +45,9 @@ on_gpu() {
     fi
     echo "asks for a GPU: $*"
 }
-# What our programs and PyTorch say where there is none, and a program that was built without CUDA.
-NO_GPU='no cuda gpus|no usable gpu|without cuda|has no such device|no nvidia driver|not compiled with cuda|no gpu|cuda is not available|libcuda'
+# What our programs, PyTorch and the memory checker say where there is none, and a program that was built without CUDA.
+NO_GPU="no cuda gpus|no usable gpu|without cuda|has no such device|no nvidia driver|not compiled with cuda|no gpu\
+|cuda is not available|libcuda|process didn't terminate successfully"
 
 # PyTorch's wheels bring CUDA's libraries, in folders that the system does not look into.
 find_libraries() {

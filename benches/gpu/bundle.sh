@@ -1,16 +1,17 @@
 # What travels to a machine without Rust: programs without the built-in model and without candle's kernels for GGUF files,
 # diffusers and what it needs, and NVIDIA's memory checker.
 
-# PyTorch, numpy and Pillow are there.
+# PyTorch, numpy and Pillow are there. Of the memory checker's wheels this is the first with all that it needs to start.
 WHEELS='diffusers==0.35.2 transformers==4.57.6 huggingface_hub==0.36.2 tokenizers==0.22.2 safetensors==0.8.0 regex
     importlib_metadata zipp requests urllib3 idna certifi charset-normalizer tqdm packaging pyyaml filelock fsspec
-    nvidia-cuda-sanitizer-api==13.0.85'
+    nvidia-cuda-sanitizer-api==13.5.25'
 # Which Python is there, nobody knows here. What is compiled in wheels has the version in its name.
 PYTHONS='3.10 3.11 3.12 3.13'
 MAX_MIB=64
 
 bundle() {
-    local toolkit older
+    local toolkit older commit
+    commit=$(git describe --always --dirty)
     toolkit=$(scripts/cuda-home.sh)
     eval "$toolkit"
     # PTX for the A100 runs on everything since; our own kernels are there for each generation.
@@ -28,9 +29,9 @@ bundle() {
         programs test --no-run --package aquatint-kernels --lib
         mv "$bin/aquatint_kernels" "$bin/kernels${older:+-$older}"
     done
-    git describe --always --dirty >"$bin/commit"
+    echo "$commit" >"$bin/commit"
     wheels
-    tar -C "$out" -c bin wheels | xz -T0 -9e >"$out/bundle.tar.xz"
+    tar -C "$out" -c bin wheels | xz -T0 -9 >"$out/bundle.tar.xz"
     check_size
 }
 
@@ -50,7 +51,7 @@ for line in sys.stdin:
 
 # Unpacks the wheels of all versions of Python over one another.
 wheels() {
-    local version packed
+    local version packed checker=$out/wheels/nvidia/cu13/compute-sanitizer
     packed=$(mktemp -d)
     for version in $PYTHONS; do
         "$python" -m pip download --quiet --disable-pip-version-check --no-deps --dest "$packed" --only-binary :all: \
@@ -58,9 +59,9 @@ wheels() {
             --platform manylinux2014_x86_64 --platform manylinux_2_17_x86_64 $WHEELS
     done
     for wheel in "$packed"/*.whl; do "$python" -m zipfile -e "$wheel" "$out/wheels"; done
-    rm -rf "$packed"
-    # zip files extracted so are not executable.
-    find "$out/wheels" -path '*sanitizer*' -type f -exec chmod +x {} +
+    rm -rf "$packed" "$checker/docs" "$checker/x86"
+    # Nothing that is unpacked so is executable.
+    chmod +x "$checker"/*
 }
 
 check_size() {
@@ -73,10 +74,15 @@ check_size() {
 # Where there is no bundle, a dry run takes what cargo built for the CPU: it says as well that there is no GPU.
 stand_in() {
     local built=${CARGO_TARGET_DIR:-target}/debug name
-    newest() { ls -t "$built/deps/$1"-* 2>/dev/null | grep -v '\.' | head -1; }
     bin=$(mktemp -d)
-    ln -s "$(realpath "$built/aquatint")" "$(realpath "$built/examples/component")" "$bin"
-    for name in kernels components pictures; do ln -s "$(realpath "$(newest $name)")" "$bin/bench-$name"; done
-    for name in kernels kernels-75 kernels-80; do ln -s "$(realpath "$(newest aquatint_kernels)")" "$bin/$name"; done
+    newest() { ls -t "$built/deps/$1"-* 2>/dev/null | grep -v '\.' | head -1; }
+    link() {
+        [ -x "$1" ] || fail "no $2 in $built: see what scripts/full-check.sh builds"
+        ln -s "$(realpath "$1")" "$bin/$2"
+    }
     say "no bundle: programs of $built stand in"
+    link "$built/aquatint" aquatint
+    link "$built/examples/component" component
+    for name in kernels components pictures; do link "$(newest $name)" bench-$name; done
+    for name in kernels kernels-75 kernels-80; do link "$(newest aquatint_kernels)" $name; done
 }

@@ -74,7 +74,7 @@ part_kernels() { arms kernels; }
 part_older() { arms "kernels-$1"; }
 part_sanitizer() {
     local checker
-    checker=$(command -v compute-sanitizer || find "$out/wheels" -name compute-sanitizer -type f 2>/dev/null | head -1)
+    checker=$(command -v compute-sanitizer || find "$out/wheels" -path '*/compute-sanitizer/compute-sanitizer' 2>/dev/null || true)
     [ -n "$checker" ] || { echo 'no compute-sanitizer'; [ -n "$dry" ]; return; }
     arms kernels "$checker" --error-exitcode 1
     add who=ours work=memcheck note='compute-sanitizer found nothing'
