@@ -67,7 +67,8 @@ unpack() {
         touch "$bin/commit"
     fi
     export PYTHONPATH="$PWD/$out/wheels${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1
-    export TORCHINDUCTOR_CACHE_DIR="$PWD/$out/inductor"
+    # The last line of what a program says is to be its error.
+    export TORCHINDUCTOR_CACHE_DIR="$PWD/$out/inductor" RUST_BACKTRACE=0
 }
 
 # Runs the parts that are asked for and not over.

@@ -115,10 +115,12 @@ part_bench() {
 
 # PyTorch's own operations on the shapes of bench-kernels.
 part_peer_ops() {
-    local ops="$python benches/peers/ops.py" name ns
+    local ops="$python benches/peers/ops.py" timed name ns
     export AQUATINT_DEVICE=cuda
     [ -z "$dry" ] || { on_gpu $ops <<<linear_1024x640x640; return; }
-    sed -n 's/^test \(kernels\/\)\?\([^ ]*\) .*/\2/p' "$results/bench-kernels.txt" | $ops | while read -r name ns; do
+    timed=$(sed -n 's/^test \(kernels\/\)\?\([^ ]*\) .*/\2/p' "$results/bench-kernels.txt")
+    [ -n "$timed" ] || { echo 'nothing was timed by bench:kernels'; return 1; }
+    $ops <<<"$timed" | while read -r name ns; do
         add who=diffusers work="$name" value="$(awk -v n="$ns" 'BEGIN { print n / 1e6 }')" unit=ms
     done
 }

@@ -53,13 +53,19 @@ def row_of(fields):
 
 
 def bench(path, part):
+    """Ends with 1 where nothing was timed; the last line is then the bench's own."""
+    rows = 0
     for line in sys.stdin:
         print(line, end="", flush=True)
         if found := re.match(r"test (?:kernels/)?(.*?) \.\.\. bench:\s+([\d,]+) ns/iter", line):
-            milliseconds = int(found[2].replace(",", "")) / 1e6
-            add(path, dict(part=part, who="ours", work=found[1], value=milliseconds, unit="ms"))
+            row = dict(work=found[1], value=int(found[2].replace(",", "")) / 1e6)
         elif found := re.match(r"\| (.*?) \| ([\d.]+) \|.*", line):
-            add(path, dict(part=part, who="ours", work=found[1], value=float(found[2]), unit="ms", note=line.strip("| \n")))
+            row = dict(work=found[1], value=float(found[2]), note=line.strip("| \n"))
+        else:
+            continue
+        add(path, dict(part=part, who="ours", unit="ms") | row)
+        rows += 1
+    sys.exit(not rows)
 
 
 def latest(path):
