@@ -25,9 +25,9 @@ row_of() { awk -v name="$2" '$1 == name { $1 = ""; print }' <<<"$1"; }
 
 all_parts() {
     local work who
-    echo kernels older:75 older:80 sanitizer pictures
+    echo kernels older:75 older:80 pictures
     for work in $(awk '$7 { print $1 }' <<<"$COMPONENTS"); do echo "parity:$work"; done
-    echo bench:kernels bench:components bench:pictures peer-ops
+    echo sanitizer bench:kernels bench:components bench:pictures peer-ops
     for work in $(names "$COMPONENTS"); do for who in ours $PEERS; do echo "component:$work:$who"; done; done
     for work in $(names "$PICTURES"); do for who in ours graphs $PEERS; do echo "picture:$work:$who"; done; done
     echo picture:sdxl-30:reuse picture:flux-dev:reuse cold-start::ours cold-start::diffusers
