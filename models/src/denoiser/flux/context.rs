@@ -43,7 +43,7 @@ impl FluxContext {
     /// Whether the samples of both can go through the transformer in one batch: equally many tokens, references of
     /// equal sizes. Their timesteps and guidances may differ.
     pub fn joins(&self, other: &Self) -> bool {
-        let shape = |s: &Sample| (s.text.dims().to_vec(), s.reference_sizes.clone(), s.run.layers());
+        let shape = |s: &Sample| (s.text.dims().to_vec(), s.reference_sizes.clone(), s.run.widths().to_vec());
         match (self.samples.first(), other.samples.first()) {
             (Some(a), Some(b)) => shape(a) == shape(b),
             _ => false,
