@@ -18,8 +18,8 @@ pub struct Denoising {
     pub(super) width: u32,
     pub(super) height: u32,
     pub(super) latents: Tensor,
-    /// What the last model output says the latents will be in the end, for previews.
-    pub(super) denoised: Option<Tensor>,
+    /// What the last step of this stage went from.
+    pub(super) last: Option<Evaluated>,
     pub(super) noise: TorchGenerator,
     pub(super) stage: Stage,
     pub(super) refiner: Option<Stage>,
@@ -40,6 +40,15 @@ pub(super) struct Stage {
     pub(super) features: Option<Features>,
     /// Where in its schedule it began.
     pub(super) began_at: usize,
+}
+
+/// An evaluation of the denoiser.
+#[derive(Debug)]
+pub(super) struct Evaluated {
+    /// Its place in the schedule.
+    index: usize,
+    latents: Tensor,
+    model_output: Tensor,
 }
 
 /// What inpainting keeps.
@@ -77,6 +86,16 @@ impl Denoising {
     pub fn latents(&self) -> &Tensor {
         &self.latents
     }
+
+    /// What the last step says the latents will be in the end, for previews; before there is one, the latents.
+    pub(super) fn denoised(&self) -> Result<Tensor> {
+        match &self.last {
+            Some(Evaluated { index, latents, model_output }) => {
+                self.stage.sampler.denoised(*index, model_output, latents)
+            }
+            None => Ok(self.latents.clone()),
+        }
+    }
 }
 
 impl Pipeline {
@@ -112,7 +131,7 @@ impl Pipeline {
         };
         for part in batch.chunks_mut(most) {
             let outputs = self.predict(part)?;
-            part.iter_mut().zip(outputs).try_for_each(|(denoising, output)| denoising.advance(&output))?;
+            part.iter_mut().zip(outputs).try_for_each(|(denoising, output)| denoising.advance(output))?;
         }
         Ok(())
     }
@@ -127,12 +146,12 @@ impl Pipeline {
         let (mut inputs, mut timesteps) = (Vec::new(), Vec::new());
         for denoising in batch.iter() {
             let (input, t) = denoising.input()?;
-            for _ in 0..denoising.stage.samples() {
-                inputs.push(input.clone());
-                timesteps.push(t);
-            }
+            let samples = denoising.stage.samples();
+            let (_, height, width, channels) = input.dims4()?;
+            inputs.push(input.expand((samples, height, width, channels))?);
+            timesteps.extend(std::iter::repeat_n(t, samples));
         }
-        let inputs = if inputs.len() == 1 { inputs.remove(0) } else { Tensor::cat(&inputs, 0)? };
+        let inputs = Tensor::cat(&inputs, 0)?.contiguous()?;
         let outputs = match &mut *batch {
             [alone] => alone.stage.run(denoiser, &inputs, &timesteps)?,
             several => {
@@ -170,6 +189,7 @@ impl Denoising {
             && let Some(refiner) = self.refiner.take()
         {
             self.stage = refiner;
+            self.last = None;
         }
     }
 
@@ -185,11 +205,11 @@ impl Denoising {
     }
 
     /// Moves the latents one step on.
-    fn advance(&mut self, model_output: &Tensor) -> Result<()> {
+    fn advance(&mut self, model_output: Tensor) -> Result<()> {
         let (step, steps) = (self.done + 1, self.steps());
         let Self { latents, noise, stage, inpaint, .. } = self;
-        let denoised = stage.sampler.denoised(model_output, latents)?;
-        let mut next = stage.sampler.step(model_output, latents, noise)?;
+        let index = stage.sampler.position();
+        let mut next = stage.sampler.step(&model_output, latents, noise)?;
         if let Some(Inpaint::Blend { mask, image_latents, noise }) = inpaint {
             next = stage.put_back(&next, mask, image_latents, noise)?;
         }
@@ -197,8 +217,13 @@ impl Denoising {
         if (next.device().is_cpu() || step >= steps) && !is_finite(&next)? {
             return Err(Error::NotFinite(format!("the latents after step {step} are")));
         }
-        (self.latents, self.denoised) = (next, Some(denoised));
+        let latents = std::mem::replace(&mut self.latents, next);
+        self.last = Some(Evaluated { index, latents, model_output });
         self.done = step;
+        if self.is_done() {
+            // There is no next step, and decoding needs the memory.
+            self.stage.features = None;
+        }
         Ok(())
     }
 }

@@ -74,7 +74,7 @@ impl Pipeline {
             width: width as u32,
             height: height as u32,
             latents,
-            denoised: None,
+            last: None,
             noise,
             stage: Stage {
                 began_at: sampler.position(),
