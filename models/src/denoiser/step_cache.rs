@@ -8,7 +8,7 @@
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::Denoiser;
+use super::{Denoiser, UnetConfig};
 use crate::{Error, Result};
 
 /// Places of DeepCache in each block of a UNet, whatever its depth.
@@ -37,6 +37,15 @@ pub struct DeepCache {
     /// The layer from which on steps in between reuse features: 0, the finest and fastest, to three a block of the UNet less
     /// one.
     pub branch_id: usize,
+}
+
+impl DeepCache {
+    /// `(block, layer)`, finest first, of the first layer of the way up that every step computes. Blocks of fewer layers
+    /// begin with their first.
+    pub(crate) fn branch(self, unet: &UnetConfig) -> (usize, usize) {
+        let (block, layer) = (self.branch_id / BRANCHES_A_BLOCK, self.branch_id % BRANCHES_A_BLOCK);
+        (block, layer.min(unet.layers(block)))
+    }
 }
 
 impl StepCache {
@@ -129,7 +138,7 @@ impl FirstBlockFeatures {
 /// See [`StepCache::Deep`].
 #[derive(Debug)]
 pub struct DeepFeatures {
-    cache: DeepCache,
+    pub(super) cache: DeepCache,
     /// What goes into the first layer of the way up that every step computes.
     pub(super) kept: Option<Tensor>,
 }
@@ -138,10 +147,5 @@ impl DeepFeatures {
     /// Whether the `index`th timestep of a schedule reuses features.
     pub(super) fn reuses(&self, index: usize) -> bool {
         self.kept.is_some() && !index.is_multiple_of(self.cache.interval)
-    }
-
-    /// `(block, layer)`, finest first, of the first layer of the way up that every step computes.
-    pub(super) fn branch(&self) -> (usize, usize) {
-        (self.cache.branch_id / BRANCHES_A_BLOCK, self.cache.branch_id % BRANCHES_A_BLOCK)
     }
 }

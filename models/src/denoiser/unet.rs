@@ -318,11 +318,8 @@ impl UNet2DCondition {
         features: &mut DeepFeatures,
         index: usize,
     ) -> Result<Tensor> {
-        let (block, layer) = features.branch();
-        // Blocks of fewer layers begin with their first.
-        let layers = self.config.layers(block);
         let deep = features.kept.as_ref().filter(|_| features.reuses(index));
-        let depth = Depth { branch: Some((block, layer.min(layers))), deep };
+        let depth = Depth { branch: Some(features.cache.branch(&self.config)), deep };
         let embedded = self.embed(timesteps, latents.device())?;
         let (output, kept) = self.run(latents, &embedded, context, depth)?;
         if kept.is_some() {

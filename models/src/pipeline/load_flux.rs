@@ -220,7 +220,7 @@ impl Parts<'_> {
         let (report, (t5_bytes, t5_transient)) = (transformer.weight_report(), t5.weight_bytes());
         let rest = [("text_encoder", &self.options.text_encoder), ("vae", &self.options.vae)];
         let rest = rest.map(|(part, file)| match file {
-            None => self.folder.held_bytes(part, self.dtype, self.device.is_cpu()),
+            None => super::memory::held_bytes(self.folder, part, self.dtype, self.device),
             // Widened to 32 bits at most.
             Some(path) => Ok(2 * path.metadata().map_or(0, |file| file.len())),
         });
@@ -257,6 +257,7 @@ fn extent(info: &ModelInfo, text_tokens: usize) -> Extent {
         image_tokens: pictures * tokens * tokens,
         text_tokens: text_tokens as u64,
         samples: 1,
+        step_cache: None,
     }
 }
 

@@ -106,7 +106,7 @@ impl Pipeline {
 
     /// Whether the VAE works in tiles: because that was asked for, or nothing else fits.
     pub(super) fn tiles(&self, pixels: usize) -> bool {
-        let picture = Extent { pixels: pixels as u64, image_tokens: 0, text_tokens: 0, samples: 0 };
+        let picture = Extent { pixels: pixels as u64, ..Extent::default() };
         self.vae_tiling || self.memory.needs_tiles(&picture, self.memory.room_on(&self.device))
     }
 
@@ -122,6 +122,7 @@ impl Pipeline {
             image_tokens: tokens as u64 + reference,
             text_tokens: request.max_sequence_length.unwrap_or(self.max_sequence_length) as u64,
             samples,
+            step_cache: request.step_cache,
         }
     }
 
