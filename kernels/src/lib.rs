@@ -21,6 +21,7 @@ mod cpu;
 pub mod device_memory;
 pub mod encoded;
 mod float8;
+mod floats;
 pub mod gated_gelu;
 pub mod gated_residual;
 pub mod geglu;

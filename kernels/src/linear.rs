@@ -5,6 +5,7 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use candle_core::{D, DType, Device, Result, Tensor, bail};
 
 use crate::cpu::{self, CpuWeight, Epilogue, Level, Rows, Shared};
+use crate::floats::floats;
 use crate::gpu::{self, Launch};
 use crate::in_place::{moved, overwrite};
 use crate::weight::{ReplaceableWeight, Weight};
@@ -288,7 +289,7 @@ pub(crate) fn epilogue_on_gpu(
     let (channels, dtype) = (y.dim(D::Minus1)?, y.dtype());
     let rows = y.elem_count() / channels.max(1);
     let same = |t: &Tensor| t.to_dtype(dtype)?.contiguous();
-    let (y, bias) = (y.contiguous()?, bias.map(gpu::wide).transpose()?);
+    let (y, bias) = (y.contiguous()?, bias.map(floats).transpose()?);
     let (per_sample, residual) = (per_sample.map(same).transpose()?, residual.map(same).transpose()?);
     let launch = Launch::typed("linear", "epilogue", dtype)?.input(&y).optional(bias.as_ref());
     let launch = launch.optional(per_sample.as_ref()).optional(residual.as_ref()).output(y.shape(), dtype);
@@ -319,7 +320,7 @@ fn on_cpu(
     shape: Vec<usize>,
 ) -> Result<Tensor> {
     let dtype = x.dtype();
-    let (x, residual) = (cpu::floats(x)?, residual.map(cpu::floats).transpose()?);
+    let (x, residual) = (floats(x)?, residual.map(floats).transpose()?);
     let (x, bias) = (cpu::elements(&x)?, bias.map(cpu::elements).transpose()?);
     let residual = residual.as_ref().map(cpu::elements).transpose()?;
     let rows = Tokens { x: &x, channels: weight.depth };

@@ -304,11 +304,6 @@ fn pair(outputs: Vec<Tensor>) -> Result<(Tensor, Tensor)> {
     }
 }
 
-/// `x` as f32, contiguous: scales, shifts and biases, which kernels read so whatever the type of activations.
-pub(crate) fn wide(x: &Tensor) -> Result<Tensor> {
-    x.to_dtype(DType::F32)?.contiguous()
-}
-
 /// A linear layer in one call of cublasLt; `None` where that cannot do it, or there is no GPU.
 pub(crate) fn linear(
     x: &Tensor,
