@@ -32,7 +32,7 @@ mod in_place;
 pub mod layer_norm;
 pub mod linear;
 pub mod low_rank;
-#[cfg(any(feature = "cuda", test))]
+#[cfg(any(feature = "cuda", test, target_os = "linux"))]
 mod lru;
 pub mod memory;
 pub mod modulate;
