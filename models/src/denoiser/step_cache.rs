@@ -61,8 +61,9 @@ impl StepCache {
                         "first_block_cache is {threshold}: 0 to 1 is allowed"
                     )));
                 }
-                Ok((threshold > 0.0)
-                    .then(|| Features::FirstBlock(FirstBlockFeatures { threshold, samples: Vec::new() })))
+                Ok((threshold > 0.0).then(|| {
+                    Features::FirstBlock(FirstBlockFeatures { threshold, samples: Vec::new(), reused: 0 })
+                }))
             }
             (Self::Deep(cache), Denoiser::Unet(unet)) => {
                 let DeepCache { interval, branch_id } = cache;
@@ -78,7 +79,7 @@ impl StepCache {
                         branches.saturating_sub(1)
                     )));
                 }
-                Ok((interval > 1).then(|| Features::Deep(DeepFeatures { cache, kept: None })))
+                Ok((interval > 1).then(|| Features::Deep(DeepFeatures { cache, kept: None, reused: 0 })))
             }
             (Self::FirstBlock { .. }, Denoiser::Unet(_)) => {
                 Err(Error::invalid("first_block_cache is for FLUX: this model has cache_interval"))
@@ -99,12 +100,31 @@ pub enum Features {
     Deep(DeepFeatures),
 }
 
+impl Features {
+    /// How often a sample of a step was not computed whole.
+    pub fn reused(&self) -> usize {
+        match self {
+            Self::FirstBlock(features) => features.reused,
+            Self::Deep(features) => features.reused,
+        }
+    }
+
+    /// Drops what is kept, for its memory.
+    pub(crate) fn clear(&mut self) {
+        match self {
+            Self::FirstBlock(features) => features.samples.clear(),
+            Self::Deep(features) => features.kept = None,
+        }
+    }
+}
+
 /// See [`StepCache::FirstBlock`].
 #[derive(Debug)]
 pub struct FirstBlockFeatures {
     pub(super) threshold: f64,
     /// One a sample, once there was a step.
     pub(super) samples: Vec<SampleFeatures>,
+    reused: usize,
 }
 
 /// Of the last step of a sample that was computed whole.
@@ -118,12 +138,16 @@ pub(super) struct SampleFeatures {
 
 impl FirstBlockFeatures {
     /// What the others add to a sample's tokens, where its first block adds about what it did.
-    pub(super) fn of(&self, sample: usize, first: &Tensor) -> Result<Option<&Tensor>> {
+    pub(super) fn reuse(&mut self, sample: usize, first: &Tensor) -> Result<Option<Tensor>> {
         let Some(kept) = self.samples.get(sample) else { return Ok(None) };
         let mean = |t: &Tensor| t.to_dtype(candle_core::DType::F32)?.abs()?.mean_all()?.to_scalar::<f32>();
         let change = mean(&(first - &kept.first)?)? / mean(&kept.first)?;
         // What is no number is not little.
-        Ok((f64::from(change) <= self.threshold).then_some(&kept.others))
+        if f64::from(change) <= self.threshold {
+            self.reused += 1;
+            return Ok(Some(kept.others.clone()));
+        }
+        Ok(None)
     }
 
     /// Keeps a sample's step.
@@ -141,6 +165,8 @@ pub struct DeepFeatures {
     pub(super) cache: DeepCache,
     /// What goes into the first layer of the way up that every step computes.
     pub(super) kept: Option<Tensor>,
+    /// See [`Features::reused`].
+    pub(super) reused: usize,
 }
 
 impl DeepFeatures {

@@ -322,8 +322,9 @@ impl UNet2DCondition {
         let depth = Depth { branch: Some(features.cache.branch(&self.config)), deep };
         let embedded = self.embed(timesteps, latents.device())?;
         let (output, kept) = self.run(latents, &embedded, context, depth)?;
-        if kept.is_some() {
-            features.kept = kept;
+        match kept {
+            Some(kept) => features.kept = Some(kept),
+            None => features.reused += timesteps.len(),
         }
         Ok(output)
     }

@@ -87,6 +87,12 @@ impl Denoising {
         &self.latents
     }
 
+    /// Runs of the denoiser so far that reused features of earlier ones; one of which only half of the samples did is half
+    /// a run.
+    pub fn reused(&self) -> usize {
+        self.stage.features.as_ref().map_or(0, Features::reused) / self.stage.samples()
+    }
+
     /// What the last step says the latents will be in the end, for previews; before there is one, the latents.
     pub(super) fn denoised(&self) -> Result<Tensor> {
         match &self.last {
@@ -220,9 +226,11 @@ impl Denoising {
         let latents = std::mem::replace(&mut self.latents, next);
         self.last = Some(Evaluated { index, latents, model_output });
         self.done = step;
-        if self.is_done() {
+        if self.is_done()
+            && let Some(features) = &mut self.stage.features
+        {
             // There is no next step, and decoding needs the memory.
-            self.stage.features = None;
+            features.clear();
         }
         Ok(())
     }

@@ -286,7 +286,7 @@ impl FluxTransformer {
                 let head = self.run_blocks(0..1, tokens, rows, rotation)?;
                 let after = head.picture()?;
                 let first = (&after - before)?;
-                match features.of(sample, &first)? {
+                match features.reuse(sample, &first)? {
                     Some(others) => (after + others)?,
                     None => {
                         let h = self.run_blocks(1..self.blocks.len(), head, rows, rotation)?;
