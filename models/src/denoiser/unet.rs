@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use aquatint_kernels::{Recorder, timestep_embedding, upsample_nearest};
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{D, DType, Device, Tensor, TensorId};
 
 use super::config::UnetConfig;
 use super::step_cache::DeepFeatures;
@@ -61,6 +61,11 @@ impl UnetContext {
     fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         let prompt = self.prompt.iter().flatten().flat_map(|(keys, values)| [keys, values]);
         prompt.chain(&self.added).chain(&self.guidance)
+    }
+
+    /// See [`super::Context::id`].
+    pub(super) fn id(&self) -> Option<TensorId> {
+        self.tensors().next().map(Tensor::id)
     }
 
     /// The same context made of other tensors, in the order of [`Self::tensors`].

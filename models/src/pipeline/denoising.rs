@@ -1,6 +1,6 @@
 //! One picture in the making.
 
-use candle_core::{D, Tensor};
+use candle_core::{D, Tensor, TensorId};
 
 use super::Pipeline;
 use super::memory::Extent;
@@ -33,6 +33,8 @@ pub struct Denoising {
 pub(super) struct Stage {
     pub(super) sampler: Sampler,
     pub(super) context: Context,
+    /// With those of its batch, where it is the first.
+    pub(super) joined: Option<Joined>,
     /// `None` runs the denoiser once a step.
     pub(super) guidance_scale: Option<f64>,
     pub(super) refining: bool,
@@ -40,6 +42,27 @@ pub(super) struct Stage {
     pub(super) features: Option<Features>,
     /// Where in its schedule it began.
     pub(super) began_at: usize,
+}
+
+/// The contexts of a batch in one: hundreds of tensors, which stay where they are as long as the batch stays the same.
+#[derive(Debug)]
+pub(super) struct Joined {
+    of: Vec<Option<TensorId>>,
+    context: Context,
+}
+
+impl Joined {
+    /// Of a batch that is not empty: what its first kept of the last step, or anew.
+    fn of(batch: &mut [&mut Denoising]) -> Result<Self> {
+        let of: Vec<_> = batch.iter().map(|d| d.stage.context.id()).collect();
+        match batch.first_mut().and_then(|first| first.stage.joined.take()) {
+            Some(kept) if kept.of == of => Ok(kept),
+            _ => {
+                let contexts: Vec<_> = batch.iter().map(|d| &d.stage.context).collect();
+                Ok(Self { of, context: Context::cat(&contexts)? })
+            }
+        }
+    }
 }
 
 /// An evaluation of the denoiser.
@@ -161,8 +184,10 @@ impl Pipeline {
         let outputs = match &mut *batch {
             [alone] => alone.stage.run(denoiser, &inputs, &timesteps)?,
             several => {
-                let contexts: Vec<_> = several.iter().map(|d| &d.stage.context).collect();
-                denoiser.forward(&inputs, &timesteps, &Context::cat(&contexts)?)?
+                let joined = Joined::of(several)?;
+                let outputs = denoiser.forward(&inputs, &timesteps, &joined.context)?;
+                several[0].stage.joined = Some(joined);
+                outputs
             }
         };
         let mut at = 0;
@@ -276,5 +301,35 @@ impl Stage {
         };
         let repainted = latents.broadcast_mul(mask)?;
         Ok((repainted + kept.broadcast_mul(&mask.affine(-1.0, 1.0)?)?)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipeline::{GenerationRequest, LoadOptions, ModelSource};
+
+    #[test]
+    fn contexts_are_joined_anew_where_the_batch_is_another() {
+        let pipeline = Pipeline::load(&ModelSource::Builtin, &LoadOptions::default()).unwrap();
+        let start = |prompt: &str| pipeline.start(&GenerationRequest::new(prompt, 1)).unwrap();
+        let prompts = ["a red apple", "a blue boat", "a green tree"];
+        let (mut together, mut alone) = (prompts.map(start), prompts.map(start));
+        let mut kept = Vec::new();
+        for members in [&[0, 1, 2][..], &[0, 1, 2], &[0, 2], &[0, 1, 2]] {
+            let is_member = |(i, denoising)| members.contains(&i).then_some(denoising);
+            let mut batch: Vec<_> = together.iter_mut().enumerate().filter_map(is_member).collect();
+            pipeline.step_together(&mut batch).unwrap();
+            members.iter().for_each(|&i| pipeline.step(&mut alone[i]).unwrap());
+            kept.push(together[0].stage.joined.as_ref().and_then(|joined| joined.context.id()));
+        }
+        assert_eq!(kept[0], kept[1]);
+        assert!(kept[1] != kept[2] && kept[2] != kept[3] && kept[3] != kept[0]);
+        for (a, b) in together.iter().zip(&alone) {
+            let difference = (&a.latents - &b.latents).unwrap().abs().unwrap().max_all().unwrap();
+            assert!(difference.to_scalar::<f32>().unwrap() < 1e-4);
+        }
+        let other = (&alone[0].latents - &alone[2].latents).unwrap().abs().unwrap().max_all().unwrap();
+        assert!(other.to_scalar::<f32>().unwrap() > 0.1, "another prompt shows");
     }
 }

@@ -80,6 +80,7 @@ impl Pipeline {
                 began_at: sampler.position(),
                 sampler,
                 context,
+                joined: None,
                 guidance_scale: cfg_scale,
                 refining: false,
                 features,
@@ -169,6 +170,7 @@ impl Pipeline {
             began_at: sampler.position(),
             sampler,
             context,
+            joined: None,
             guidance_scale: guided.then_some(guidance_scale),
             refining: true,
             // Its few steps are all computed.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{Tensor, TensorId};
 
 use super::modulation::{Rows, Run};
 use crate::{Error, Result};
@@ -61,6 +61,11 @@ impl FluxContext {
         let mut all = (*first).clone();
         all.samples.extend(contexts.iter().skip(1).flat_map(|c| c.samples.iter().cloned()));
         Ok(all)
+    }
+
+    /// See [`crate::denoiser::Context::id`].
+    pub(crate) fn id(&self) -> Option<TensorId> {
+        self.samples.first().map(|sample| sample.text.id())
     }
 
     /// Samples.
