@@ -142,7 +142,9 @@ impl Conv2d {
                 definition(x, &w, self.bias.as_ref(), per_sample, residual, (self.stride, self.padding))
             }
             Weight::Absent => bail!("conv2d: the weight is not in memory"),
-            Weight::Encoded(_) => bail!("conv2d: filters are held in one of candle's types"),
+            Weight::Encoded(_) | Weight::EightBits(_) => {
+                bail!("conv2d: filters are held in one of candle's types")
+            }
         }
     }
 

@@ -98,6 +98,7 @@ pub(super) fn address(x: &Tensor, stream: &CudaStream) -> Result<u64> {
         CudaStorageSlice::F16(s) => s.device_ptr(stream).0,
         CudaStorageSlice::BF16(s) => s.device_ptr(stream).0,
         CudaStorageSlice::U8(s) => s.device_ptr(stream).0,
+        CudaStorageSlice::I32(s) => s.device_ptr(stream).0,
         _ => bail!("kernels take no tensors of {:?}", storage.dtype()),
     };
     Ok(first + (start * x.dtype().size_in_bytes()) as u64)

@@ -159,6 +159,7 @@ impl Parts<'_> {
             Some(path) => Weights::open("transformer", std::slice::from_ref(path), dtype, self.device),
         };
         let weights = open(self.dtype_of("transformer_blocks.0.attn.to_q", open)?)?;
+        let weights = weights.quantised(self.options.quantisation);
         let weights = if eight_bits { weights.in_eight_bits() } else { weights };
         let options = FluxOptions {
             modulation: match modulation {
@@ -233,7 +234,9 @@ impl Parts<'_> {
                 t5: t5_bytes,
                 t5_transient,
                 rest: rest.into_iter().sum::<Result<u64>>()?,
-                can_shrink: self.options.precision == Precision::Auto && transformer.weights().is_wide(),
+                can_shrink: self.options.precision == Precision::Auto
+                    && self.options.quantisation.is_none()
+                    && transformer.weights().is_wide(),
             },
             widths: Widths {
                 hidden: self.config.inner_dim() as u64,

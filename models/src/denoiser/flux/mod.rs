@@ -121,7 +121,7 @@ impl FluxTransformer {
         config.check()?;
         let inner = config.inner_dim();
         let streamed = |is: bool| if is { weights.streamed() } else { weights.clone() };
-        let of_blocks = streamed(options.blocks == BlockWeights::Streamed);
+        let of_blocks = streamed(options.blocks == BlockWeights::Streamed).rounded();
         let mut blocks = Vec::new();
         for i in 0..config.num_layers {
             let w = of_blocks.pp("transformer_blocks").pp(i);
