@@ -3,8 +3,8 @@
 #   toolkit=$(scripts/cuda-home.sh) && eval "$toolkit" && cargo build --release --features cuda
 #
 # Where nvcc is on the PATH it is used, and nothing is done. Otherwise the compiler and the headers come from PyPI's
-# wheels, 105 MB, and are laid out as a toolkit in a folder: target/cuda-home, or the one given. The libraries it links
-# against are empty stand-ins: the program opens the real ones when it starts.
+# wheels, 105 MB, and are laid out as a toolkit in a folder: cuda-home beside what cargo builds, or the one given. The
+# libraries it links against are empty stand-ins: the program opens the real ones when it starts.
 # Needs Python 3.9 or newer with pip, and gcc. CUDA 13.0 wants a driver of R580 or newer where the program runs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,7 +13,7 @@ if nvcc=$(command -v nvcc); then
     echo "export CUDA_HOME='$(dirname "$(dirname "$(readlink -f "$nvcc")")")'"
     exit 0
 fi
-home=${1:-target/cuda-home}
+home=${1:-${CARGO_TARGET_DIR:-target}/cuda-home}
 wheels='nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-runtime==13.0.96
     nvidia-cuda-cccl==13.0.85'
 if [ "$(cat "$home/made-from" 2>/dev/null)" != "$wheels" ] || [ ! -e "$home/bin/nvcc" ]; then

@@ -53,12 +53,4 @@ cargo build --workspace --quiet --bin aquatint --example component
 cargo test --workspace --quiet --no-run --lib --benches
 PYTHON=$PWD/.ref/bin/python benches/gpu.sh dry-run
 echo '== CUDA, for the three generations of GPUs: linked, and started without one'
-toolkit=$(scripts/cuda-home.sh)
-eval "$toolkit"
-for generation in 75 80 90; do
-    CUDA_COMPUTE_CAP=$generation cargo build --release --quiet --features cuda --bin aquatint --target-dir target/cuda-$generation
-    code=0
-    said=$(target/cuda-$generation/release/aquatint generate x --device cuda 2>&1) || code=$?
-    # On a machine with a GPU it draws a picture.
-    [ $code -eq 0 ] || { [ $code -eq 2 ] && grep 'no usable GPU' <<<"$said"; }
-done
+scripts/cuda-builds.sh

@@ -267,6 +267,9 @@ pub struct GenerateArgs {
     /// Print what was made as one JSON document
     #[arg(long)]
     pub json: bool,
+    /// Recorded runs (CUDA graphs) that each network keeps on a GPU, as `serve` has them
+    #[arg(long, value_name = "N", env = "AQUATINT_CUDA_GRAPHS", default_value = "0", value_parser = number(0..=64))]
+    pub cuda_graphs: usize,
     #[command(flatten)]
     /// The model.
     pub model: ModelArgs,

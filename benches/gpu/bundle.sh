@@ -1,47 +1,67 @@
 # What travels to a machine without Rust: programs without the built-in model and without candle's kernels for GGUF files,
 # diffusers and what it needs, and NVIDIA's memory checker.
 
-# Pure Python but for tokenizers, safetensors and regex; PyTorch, numpy and Pillow are there.
+# PyTorch, numpy and Pillow are there. Of the memory checker's wheels this is the first with all that it needs to start.
 WHEELS='diffusers==0.35.2 transformers==4.57.6 huggingface_hub==0.36.2 tokenizers==0.22.2 safetensors==0.8.0 regex
-    importlib_metadata zipp requests urllib3 idna certifi charset-normalizer tqdm packaging pyyaml filelock fsspec psutil
-    DeepCache==0.1.1 nvidia-cuda-sanitizer-api==13.0.85'
+    importlib_metadata zipp requests urllib3 idna certifi charset-normalizer tqdm packaging pyyaml filelock fsspec
+    nvidia-cuda-sanitizer-api==13.5.25'
+# Which Python is there, nobody knows here. What is compiled in wheels has the version in its name.
+PYTHONS='3.10 3.11 3.12 3.13'
 MAX_MIB=64
 
 bundle() {
-    local toolkit name wheels=$out/wheels
+    local toolkit older commit
+    commit=$(git describe --always --dirty)
     toolkit=$(scripts/cuda-home.sh)
     eval "$toolkit"
     # PTX for the A100 runs on everything since; our own kernels are there for each generation.
     export CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-80}
-    rm -rf "$bin" "$wheels"
-    mkdir -p "$bin" "$wheels"
-    local cuda='--release --no-default-features --features cuda'
-    cargo build $cuda --bin aquatint --example component
-    cp target/release/aquatint target/release/examples/component "$bin"
-    for name in kernels components pictures; do
-        built bench-$name cargo bench --no-run --no-default-features --features cuda --bench $name
-    done
-    for name in kernels kernels-75 kernels-80; do
+    # A folder of its own: what lacks kernels must not be taken for what has them.
+    export NVCC=$PWD/scripts/nvcc-without-gguf.sh AQUATINT_WITHOUT_GGUF=1
+    export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/bundle
+    rm -rf "$bin" "$out/wheels"
+    mkdir -p "$bin"
+    programs build --no-default-features --bin aquatint --example component \
+        --bench kernels --bench components --bench pictures
+    for older in '' 75 80; do
         # The older ones' code as PTX, which any newer GPU runs.
-        [ $name = kernels ] || export AQUATINT_KERNELS_AS=${name#*-}
-        built $name cargo test --release --no-run --package aquatint-kernels --features cuda --lib
+        [ -z "$older" ] || export AQUATINT_KERNELS_AS=$older
+        programs test --no-run --package aquatint-kernels --lib
+        mv "$bin/aquatint_kernels" "$bin/kernels${older:+-$older}"
     done
-    strip "$bin"/*
-    git rev-parse --short HEAD >"$bin/commit"
-    "$python" -m pip install --quiet --no-deps --target "$wheels" \
-        --only-binary :all: --python-version "${GPU_PYTHON:-3.12}" --platform manylinux_2_28_x86_64 \
-        --platform manylinux_2_25_x86_64 --platform manylinux2014_x86_64 --platform manylinux_2_17_x86_64 $WHEELS
-    tar -C "$out" -c bin wheels | xz -T0 -9e >"$out/bundle.tar.xz"
+    echo "$commit" >"$bin/commit"
+    wheels
+    tar -C "$out" -c bin wheels | xz -T0 -9 >"$out/bundle.tar.xz"
     check_size
 }
 
-# Runs cargo and puts the one program that it says it built into the bundle.
-built() {
-    local name=$1 path
-    shift
-    path=$("$@" --message-format=json | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -1)
-    [ -n "$path" ] || fail "cargo built no $name"
-    cp "$path" "$bin/$name"
+# Runs cargo and puts the programs that it says it built into the bundle.
+programs() {
+    local kind name path
+    cargo "$@" --release --features cuda --message-format=json-render-diagnostics | "$python" -c 'import json, sys
+for line in sys.stdin:
+    message = json.loads(line)
+    if message.get("executable"):
+        print(message["target"]["kind"][0], message["target"]["name"], message["executable"])' |
+        while read -r kind name path; do
+            [ "$kind" != bench ] || name=bench-$name
+            cp "$path" "$bin/$name"
+        done
+}
+
+# Unpacks the wheels of all versions of Python over one another.
+wheels() {
+    local version packed checker=$out/wheels/nvidia/cu13/compute-sanitizer
+    packed=$(mktemp -d)
+    for version in $PYTHONS; do
+        "$python" -m pip download --quiet --disable-pip-version-check --no-deps --dest "$packed" --only-binary :all: \
+            --python-version "$version" --platform manylinux_2_28_x86_64 --platform manylinux_2_25_x86_64 \
+            --platform manylinux2014_x86_64 --platform manylinux_2_17_x86_64 $WHEELS
+    done
+    for wheel in "$packed"/*.whl; do "$python" -m zipfile -e "$wheel" "$out/wheels"; done
+    rm -rf "$packed" "$checker/docs" "$checker/x86"
+    # Nothing that is unpacked so is executable.
+    chmod +x "$checker"/*
 }
 
 check_size() {
@@ -54,10 +74,15 @@ check_size() {
 # Where there is no bundle, a dry run takes what cargo built for the CPU: it says as well that there is no GPU.
 stand_in() {
     local built=${CARGO_TARGET_DIR:-target}/debug name
-    newest() { ls -t "$built/deps/$1"-* 2>/dev/null | grep -v '\.' | head -1; }
     bin=$(mktemp -d)
-    ln -s "$(realpath "$built/aquatint")" "$(realpath "$built/examples/component")" "$bin"
-    for name in kernels components pictures; do ln -s "$(realpath "$(newest $name)")" "$bin/bench-$name"; done
-    for name in kernels kernels-75 kernels-80; do ln -s "$(realpath "$(newest aquatint_kernels)")" "$bin/$name"; done
+    newest() { ls -t "$built/deps/$1"-* 2>/dev/null | grep -v '\.' | head -1; }
+    link() {
+        [ -x "$1" ] || fail "no $2 in $built: see what scripts/full-check.sh builds"
+        ln -s "$(realpath "$1")" "$bin/$2"
+    }
     say "no bundle: programs of $built stand in"
+    link "$built/aquatint" aquatint
+    link "$built/examples/component" component
+    for name in kernels components pictures; do link "$(newest $name)" bench-$name; done
+    for name in kernels kernels-75 kernels-80; do link "$(newest aquatint_kernels)" $name; done
 }

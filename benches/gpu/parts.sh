@@ -1,4 +1,4 @@
-# The parts of gpu.sh: what each runs, and how long it may take.
+# The parts of gpu.sh: what each runs, and how long it may take. A part is KIND[:WORK[:WHO]], run by part_KIND.
 
 # Work for whole pictures: name, model, type, side, steps, guidance, our scheduler, diffusers' scheduler.
 PICTURES='
@@ -8,37 +8,29 @@ sd15-20 sd15 f16 512 20 7.5 Euler Euler
 flux-schnell flux-schnell bf16 1024 4 0 Euler FlowMatch
 flux-dev flux-dev bf16 1024 28 3.5 Euler FlowMatch
 '
-# Components: name, kind, shape, side or tokens, batch, runs.
+# Components: name, kind, shape, side or tokens, batch, runs, and the side or tokens at which they are compared with f32 on
+# the CPU, 0 for none.
 COMPONENTS='
-unet-sdxl unet dummy:sdxl/unet 128 2 12
-unet-sd15 unet dummy:sd15/unet 64 2 20
-vae-sdxl vae dummy:sdxl/vae 128 1 8
-clip-l clip dummy:sdxl/text_encoder 77 2 20
-clip-bigg clip dummy:sdxl/text_encoder_2 77 2 20
-t5-512 t5 dummy:flux-dev/text_encoder_2 512 1 10
+unet-sdxl unet dummy:sdxl/unet 128 2 12 16
+unet-sd15 unet dummy:sd15/unet 64 2 20 16
+vae-sdxl vae dummy:sdxl/vae 128 1 8 16
+clip-l clip dummy:sdxl/text_encoder 77 2 20 77
+clip-bigg clip dummy:sdxl/text_encoder_2 77 2 20 77
+t5-512 t5 dummy:flux-dev/text_encoder_2 512 1 10 0
 '
-# What f16 and bf16 are compared with f32 on, small enough for f32 on the CPU: the same columns.
-PARITY='
-unet-sd15 unet dummy:sd15/unet 16 2 1
-unet-sdxl unet dummy:sdxl/unet 16 1 1
-vae-sdxl vae dummy:sdxl/vae 16 1 1
-clip-l clip dummy:sdxl/text_encoder 77 1 1
-clip-bigg clip dummy:sdxl/text_encoder_2 77 1 1
-'
-WHO='ours diffusers compiled'
+PEERS='diffusers compiled'
 
 names() { awk 'NF { print $1 }' <<<"$1"; }
 row_of() { awk -v name="$2" '$1 == name { $1 = ""; print }' <<<"$1"; }
 
 all_parts() {
     local work who
-    echo kernels older-75 older-80 sanitizer pictures
-    for work in $(names "$PARITY"); do echo "parity:$work"; done
-    echo bench-kernels bench-components bench-pictures peer-ops
-    for work in $(names "$COMPONENTS"); do for who in $WHO; do echo "component:$work:$who"; done; done
-    for work in $(names "$PICTURES"); do for who in $WHO; do echo "picture:$work:$who"; done; done
-    for work in sdxl-30 flux-dev; do echo "reuse:$work"; done
-    echo cold-start:ours cold-start:diffusers
+    echo kernels older:75 older:80 pictures
+    for work in $(awk '$7 { print $1 }' <<<"$COMPONENTS"); do echo "parity:$work"; done
+    echo sanitizer bench:kernels bench:components bench:pictures peer-ops
+    for work in $(names "$COMPONENTS"); do for who in ours $PEERS; do echo "component:$work:$who"; done; done
+    for work in $(names "$PICTURES"); do for who in ours graphs $PEERS; do echo "picture:$work:$who"; done; done
+    echo picture:sdxl-30:reuse picture:flux-dev:reuse cold-start::ours cold-start::diffusers
 }
 
 limit_of() {
@@ -59,23 +51,31 @@ run_part() {
 
 add() { [ -n "$dry" ] || rows add part="${part%%:*}" "$@"; }
 
+# A command that prints JSON with its milliseconds.
+timed() {
+    local work=$1 who=$2 said
+    shift 2
+    [ -z "$dry" ] || { on_gpu "$@"; return; }
+    said=$("$@" | tail -1)
+    echo "$said"
+    add work="$work" who="$who" json="$said" key=milliseconds unit=ms
+}
+
 # Every op, type and shape against its definition on the CPU: the tests that an emulator runs elsewhere.
 arms() {
-    local program=$1 log
+    local program=$1 log=$results/$part.txt passed
     shift
-    log=$(mktemp)
-    on_gpu "$@" env AQUATINT_NEEDS_GPU=1 "$bin/$program" cuda_arm --test-threads 1 | tee "$log"
-    add who=ours work="$program" value="$(grep -c '\.\.\. ok$' "$log" || true)" unit='arms as defined'
-    rm -f "$log"
+    on_gpu env AQUATINT_NEEDS_GPU=1 "$@" "$bin/$program" cuda_arm --test-threads 1 | tee "$log"
+    [ -z "$dry" ] || return 0
+    passed=$(grep -c '\.\.\. ok$' "$log")
+    add who=ours work="$program" value="$passed" unit='arms as defined'
 }
 part_kernels() { arms kernels; }
-part_older_75() { arms kernels-75; }
-part_older_80() { arms kernels-80; }
+part_older() { arms "kernels-$1"; }
 part_sanitizer() {
     local checker
-    checker=$(command -v compute-sanitizer || find "$out/wheels" -path '*/compute-sanitizer/compute-sanitizer' 2>/dev/null | head -1 || true)
+    checker=$(command -v compute-sanitizer || find "$out/wheels" -path '*/compute-sanitizer/compute-sanitizer' 2>/dev/null || true)
     [ -n "$checker" ] || { echo 'no compute-sanitizer'; [ -n "$dry" ]; return; }
-    chmod +x "$checker"
     arms kernels "$checker" --error-exitcode 1
     add who=ours work=memcheck note='compute-sanitizer found nothing'
 }
@@ -93,102 +93,91 @@ part_pictures() {
 
 # A component in each type beside f32 on the CPU.
 part_parity() {
-    local type row expected=$results/$1.f32
-    row=$(row_of "$PARITY" "$1")
-    [ -n "$dry" ] || AQUATINT_DTYPE=f32 AQUATINT_OUTPUT=$expected "$bin/component" $row >/dev/null
+    local type kind shape batch small arguments expected=$results/$1.f32
+    read -r kind shape _ batch _ small <<<"$(row_of "$COMPONENTS" "$1")"
+    arguments="$kind $shape $small $batch 1"
+    [ -n "$dry" ] || AQUATINT_DTYPE=f32 AQUATINT_OUTPUT=$expected "$bin/component" $arguments >/dev/null
     for type in f32 f16 bf16; do
-        on_gpu env AQUATINT_DEVICE=cuda AQUATINT_DTYPE=$type AQUATINT_OUTPUT="$results/$1.out" "$bin/component" $row
-        [ -n "$dry" ] || add who=ours work="$1, $type" unit='of the CPU'"'"'s root mean square' \
+        on_gpu env AQUATINT_DEVICE=cuda AQUATINT_DTYPE=$type AQUATINT_OUTPUT="$results/$1.out" "$bin/component" $arguments
+        [ -n "$dry" ] || add who=ours work="$1, $type" unit="of the CPU's root mean square" \
             json="$("$python" benches/peers/compare.py "$results/$1.out" "$expected")" key=relative
     done
 }
 
 # Our benches; each prints its own figures.
-bench() {
-    on_gpu env AQUATINT_DEVICE=cuda "$bin/bench-$1" --bench "${@:2}" | tee "$results/bench-$1.txt"
-    [ -n "$dry" ] || rows bench part="bench-$1" file="$results/bench-$1.txt"
+part_bench() {
+    local command="$bin/bench-$1 --bench"
+    [ "$1" = pictures ] || command+=' --output-format bencher'
+    export AQUATINT_DEVICE=cuda
+    [ -z "$dry" ] || { on_gpu $command; return; }
+    $command | tee "$results/bench-$1.txt" | rows bench part="bench-$1"
 }
-part_bench_kernels() { bench kernels --output-format bencher; }
-part_bench_components() { bench components --output-format bencher; }
-part_bench_pictures() { bench pictures; }
 
 # PyTorch's own operations on the shapes of bench-kernels.
 part_peer_ops() {
-    [ -n "$dry" ] && { on_gpu env AQUATINT_DEVICE=cuda "$python" benches/peers/ops.py <<<'linear_1024x640x640'; return; }
-    sed -n 's/^test \(kernels\/\)\?\([^ ]*\) .*/\2/p' "$results/bench-kernels.txt" |
-        AQUATINT_DEVICE=cuda "$python" benches/peers/ops.py | while read -r name ns; do
-            add who=diffusers work="$name" value="$(awk -v n="$ns" 'BEGIN { print n / 1e6 }')" unit=ms
-        done
-}
-
-timed() {
-    local work=$1 who=$2 said
-    shift 2
-    [ -n "$dry" ] && { on_gpu "$@"; return; }
-    said=$("$@" | tail -1)
-    echo "$said"
-    add work="$work" who="$who" json="$said" key=milliseconds unit=ms
+    local ops="$python benches/peers/ops.py" timed name ns
+    export AQUATINT_DEVICE=cuda
+    [ -z "$dry" ] || { on_gpu $ops <<<linear_1024x640x640; return; }
+    timed=$(sed -n 's/^test \(kernels\/\)\?\([^ ]*\) .*/\2/p' "$results/bench-kernels.txt")
+    [ -n "$timed" ] || { echo 'nothing was timed by bench:kernels'; return 1; }
+    $ops <<<"$timed" | while read -r name ns; do
+        add who=diffusers work="$name" value="$(awk -v n="$ns" 'BEGIN { print n / 1e6 }')" unit=ms
+    done
 }
 
 part_component() {
-    local row
-    row=$(row_of "$COMPONENTS" "$1")
+    local kind shape side batch runs arguments
+    read -r kind shape side batch runs _ <<<"$(row_of "$COMPONENTS" "$1")"
+    arguments="$kind $shape $side $batch $runs"
+    export AQUATINT_DEVICE=cuda
     case $2 in
-        ours) timed "$1" $2 env AQUATINT_DEVICE=cuda "$bin/component" $row ;;
-        diffusers) timed "$1" $2 env AQUATINT_DEVICE=cuda "$python" benches/peers/component.py $row ;;
-        compiled) timed "$1" $2 env AQUATINT_DEVICE=cuda AQUATINT_COMPILE=1 "$python" benches/peers/component.py $row ;;
+        ours) timed "$1" ours "$bin/component" $arguments ;;
+        diffusers) timed "$1" diffusers "$python" benches/peers/component.py $arguments ;;
+        compiled) AQUATINT_COMPILE=1 timed "$1" compiled "$python" benches/peers/component.py $arguments ;;
     esac
 }
 
+# Our milliseconds, as the peers print theirs.
+paint() {
+    "$bin/aquatint" generate 'a photo of a red cat' --device cuda --seed 1 --json "$@" | "$python" -c 'import json, sys
+print(json.dumps(dict(milliseconds=[image["elapsed_ms"] for image in json.load(sys.stdin)["images"]])))'
+}
+
+# Four pictures of one prompt: the first ones pay for what is encoded, tuned, recorded and compiled. Steps that reuse
+# features save time; the weights are random, so nothing is said of the pictures.
 part_picture() {
-    local model type side steps guidance ours theirs peer
+    local model type side steps guidance ours theirs reuse='--cache-interval 3'
     read -r model type side steps guidance ours theirs <<<"$(row_of "$PICTURES" "$1")"
-    peer="$python benches/peers/picture.py $model $side $steps $guidance $theirs 4"
+    ours="paint --dummy-weights $model --dtype ${type/#f16/fp16} --width $side --height $side --steps $steps
+        --guidance-scale $guidance --scheduler $ours --num-images 4 --out $results/$1.png"
+    theirs="$python benches/peers/picture.py $model $side $steps $guidance $theirs 4"
+    [ $model != flux-dev ] || reuse='--first-block-cache 0.1'
+    export AQUATINT_DEVICE=cuda AQUATINT_DTYPE=$type
     case $2 in
-        ours) our_picture "$1" ours ;;
-        diffusers) timed "$1" $2 env AQUATINT_DEVICE=cuda AQUATINT_DTYPE=$type $peer ;;
-        compiled) timed "$1" $2 env AQUATINT_DEVICE=cuda AQUATINT_DTYPE=$type AQUATINT_COMPILE=1 $peer ;;
-    esac
-}
-
-# Four pictures of one prompt; the first pays for what is encoded, captured and tuned.
-our_picture() {
-    local name=$1 who=$2 model type side steps guidance ours theirs dtype said
-    shift 2
-    read -r model type side steps guidance ours theirs <<<"$(row_of "$PICTURES" "$name")"
-    dtype=${type/f16/fp16}
-    dtype=${dtype/bfp16/bf16}
-    set -- "$bin/aquatint" generate 'a photo of a red cat' --dummy-weights "$model" --device cuda --dtype "$dtype" \
-        --width "$side" --height "$side" --steps "$steps" --guidance-scale "$guidance" --scheduler "$ours" --seed 1 \
-        --num-images 4 --json --out "$results/$name.png" "$@"
-    [ -n "$dry" ] && { on_gpu "$@"; return; }
-    said=$("$@" | "$python" -c 'import json, sys
-print(json.dumps(dict(milliseconds=[i["elapsed_ms"] for i in json.load(sys.stdin)["images"]])))')
-    add work="$name" who="$who" json="$said" key=milliseconds unit=ms
-}
-
-# What steps that reuse features save; the weights are random, so nothing is said of the pictures.
-part_reuse() {
-    case $1 in
-        flux*) our_picture "$1" 'ours, --first-block-cache 0.1' --first-block-cache 0.1 ;;
-        *) our_picture "$1" 'ours, --cache-interval 3' --cache-interval 3 ;;
+        ours) timed "$1" ours $ours ;;
+        graphs) timed "$1" 'ours, --cuda-graphs 8' $ours --cuda-graphs 8 ;;
+        reuse) timed "$1" "ours, $reuse" $ours $reuse ;;
+        diffusers) timed "$1" diffusers $theirs ;;
+        compiled) AQUATINT_COMPILE=1 timed "$1" compiled $theirs ;;
     esac
 }
 
 # From the start of a process to its first picture of SDXL, files in the system's cache.
 part_cold_start() {
     local began model=$out/sdxl
-    if [ -z "$dry" ] && [ ! -f "$model/model_index.json" ]; then
-        "$python" benches/peers/full_width.py "$model" sdxl
+    if [ -n "$dry" ]; then
+        model=models/demo
+    else
+        [ -f "$model/model_index.json" ] || "$python" benches/peers/full_width.py "$model" sdxl
+        cat "$model"/*/*.safetensors >/dev/null
     fi
-    [ -n "$dry" ] || cat "$model"/*/*.safetensors >/dev/null
     began=$(date +%s%N)
-    case $1 in
+    case $2 in
         ours)
-            on_gpu "$bin/aquatint" generate 'a red cat' --model "$([ -n "$dry" ] && echo models/demo || echo "$model")" \
-                --device cuda --dtype fp16 --steps 4 --out "$results/cold.png"
+            on_gpu "$bin/aquatint" generate 'a red cat' --model "$model" --device cuda --dtype fp16 --steps 4 \
+                --out "$results/cold.png"
             ;;
         diffusers) on_gpu "$python" benches/peers/cold_start.py "$model" 4 ;;
     esac
-    add work='cold start, SDXL, 4 steps' who="$1" value=$((($(date +%s%N) - began) / 1000000)) unit=ms
+    add work='SDXL, 4 steps' who="$2" value=$((($(date +%s%N) - began) / 1000000)) unit=ms
 }

@@ -1,9 +1,12 @@
 """The rows of gpu.sh: one JSON object a line, and benches/RESULTS.md made of them.
 
     rows.py FILE add part=PART who=WHO work=WORK [value=X | json=JSON key=KEY] [unit=UNIT] [note=TEXT]
-    rows.py FILE bench part=PART file=OUTPUT      the lines of a bench that say `test NAME ... bench: N ns/iter`
+    rows.py FILE bench part=PART      reads a bench's output: lines `test NAME ... bench: N ns/iter`, or of a table
     rows.py FILE report
+
+The work `part` is the part as a whole: value=SECONDS where it went well.
 """
+import functools
 import json
 import os
 import pathlib
@@ -23,6 +26,7 @@ def said(*command):
         return ""
 
 
+@functools.cache
 def where():
     device = os.environ.get("AQUATINT_GPU_NAME") or said("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
     file = HERE.parents[1] / "target/gpu/bin/commit"
@@ -48,13 +52,20 @@ def row_of(fields):
     return row
 
 
-def bench(path, part, file):
-    for line in pathlib.Path(file).read_text().splitlines():
+def bench(path, part):
+    """Ends with 1 where nothing was timed; the last line is then the bench's own."""
+    rows = 0
+    for line in sys.stdin:
+        print(line, end="", flush=True)
         if found := re.match(r"test (?:kernels/)?(.*?) \.\.\. bench:\s+([\d,]+) ns/iter", line):
-            milliseconds = int(found[2].replace(",", "")) / 1e6
-            add(path, dict(part=part, who="ours", work=found[1], value=milliseconds, unit="ms"))
+            row = dict(work=found[1], value=int(found[2].replace(",", "")) / 1e6)
         elif found := re.match(r"\| (.*?) \| ([\d.]+) \|.*", line):
-            add(path, dict(part=part, who="ours", work=found[1], value=float(found[2]), unit="ms", note=line.strip("| ")))
+            row = dict(work=found[1], value=float(found[2]), note=line.strip("| \n"))
+        else:
+            continue
+        add(path, dict(part=part, who="ours", unit="ms") | row)
+        rows += 1
+    sys.exit(not rows)
 
 
 def latest(path):
@@ -78,16 +89,21 @@ def report(path):
     text += "Written by benches/gpu.sh. Times are medians in milliseconds; a ratio is the peer's time by ours.\n"
     for (device, commit), rows in latest(path).items():
         text += f"\n## {device}, commit {commit}\n"
-        sides, checks = {}, []
+        sides, checks, seconds = {}, [], []
         for (part, work, who), row in rows.items():
-            if row.get("unit") == "ms":
+            if work == "part" and "value" in row:
+                seconds.append(row["value"])
+            elif row.get("unit") == "ms":
                 sides.setdefault((part.replace("peer-ops", "bench-kernels"), work), {})[who] = row.get("value")
             else:
                 checks.append((part, work, row))
+        if seconds:
+            text += f"\n{len(seconds)} parts took {sum(seconds) / 60:.0f} minutes, the longest {max(seconds):.0f} s.\n"
         if checks:
             text += "\n| check | what | result |\n|---|---|---|\n"
             for part, work, row in checks:
-                result = " ".join(filter(None, [number(row["value"]) if "value" in row else "", row.get("unit"), row.get("note")]))
+                result = [number(row["value"]) if "value" in row else "", row.get("unit"), row.get("note")]
+                result = " ".join(filter(None, result)).replace("|", "/")
                 text += f"| {part} | {work} | {result} |\n"
         if sides:
             text += "\n| part | work | ours | diffusers | ratio | compiled | ratio | other |\n|---|---|---|---|---|---|---|---|\n"
@@ -106,7 +122,7 @@ def main(path, action, *arguments):
     if action == "add":
         add(path, row_of(fields))
     elif action == "bench":
-        bench(path, fields["part"], fields["file"])
+        bench(path, fields["part"])
     else:
         print(report(path), end="")
 

@@ -31,6 +31,7 @@ pub(super) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let mut choice = Choice::new(&args.model, &Finder::new(args.model.dtype))?;
     choice.options.first_request = Some(request.clone());
     use_threads(args.model.threads)?;
+    aquatint_models::keep_recordings(args.cuda_graphs);
     // Nobody waits for the file but its reader.
     picture::use_png_compression(picture::PngCompression::Balanced);
 
