@@ -1,8 +1,9 @@
 //! Whole pictures, and the parts that they are made of, on random weights of the published shapes: pictures a minute, and
 //! which part of the GPU's floor that is. `cargo bench --features cuda --bench pictures [-- NAME]`.
 //!
-//! A CPU would take hours for these: there it times what steps that reuse features save and change, of the built-in model, a
-//! small FLUX and a small picture of Stable Diffusion 1.5's shape.
+//! A CPU would take hours for these: there it says how far pictures of eight-bit products are from others, and times what
+//! steps that reuse features save and change, of the built-in model, a small FLUX and a small picture of Stable Diffusion
+//! 1.5's shape.
 //! Where a GPU has too little memory for a model, that is said and the next one tried.
 
 // A bench has nobody to report to but its terminal.
@@ -18,7 +19,7 @@ use std::time::Instant;
 use aquatint_models::checkpoint::published::{Dummy, Published};
 use aquatint_models::denoiser::{DeepCache, StepCache};
 use aquatint_models::pipeline::{
-    DeviceChoice, GenerationRequest, LoadOptions, ModelSource, Pipeline, Precision,
+    DeviceChoice, EightBits, GenerationRequest, LoadOptions, ModelSource, Pipeline, Precision,
 };
 use floors::{PARTS, PICTURES, floor_ms};
 use image::RgbImage;
@@ -35,35 +36,28 @@ struct Work {
     steps: usize,
     guidance_scale: f64,
     scheduler: Option<&'static str>,
+    quantisation: Option<EightBits>,
 }
 
-const WORK: [Work; 5] = [
-    Work { name: PICTURES[0].0, model: "sdxl", side: 1024, steps: 30, guidance_scale: 5.0, scheduler: None },
-    Work {
-        name: PICTURES[1].0,
-        model: "sdxl",
-        side: 1024,
-        steps: 4,
-        guidance_scale: 1.0,
-        scheduler: Some("LCM"),
-    },
-    Work { name: PICTURES[2].0, model: "sd15", side: 512, steps: 20, guidance_scale: 7.5, scheduler: None },
-    Work {
-        name: PICTURES[3].0,
-        model: "flux-schnell",
-        side: 1024,
-        steps: 4,
-        guidance_scale: 0.0,
-        scheduler: None,
-    },
-    Work {
-        name: PICTURES[4].0,
-        model: "flux-dev",
-        side: 1024,
-        steps: 28,
-        guidance_scale: 3.5,
-        scheduler: None,
-    },
+impl Work {
+    const fn new(name: &'static str, model: &'static str, steps: usize, guidance_scale: f64) -> Self {
+        Self { name, model, side: 1024, steps, guidance_scale, scheduler: None, quantisation: None }
+    }
+}
+
+const SDXL: Work = Work::new(PICTURES[0].0, "sdxl", 30, 5.0);
+const FLUX_DEV: Work = Work::new(PICTURES[4].0, "flux-dev", 28, 3.5);
+
+const WORK: [Work; 9] = [
+    SDXL,
+    Work { scheduler: Some("LCM"), ..Work::new(PICTURES[1].0, "sdxl", 4, 1.0) },
+    Work { name: "SDXL, fp8", quantisation: Some(EightBits::F8E4M3), ..SDXL },
+    Work { name: "SDXL, int8", quantisation: Some(EightBits::Int8), ..SDXL },
+    Work { side: 512, ..Work::new(PICTURES[2].0, "sd15", 20, 7.5) },
+    Work::new(PICTURES[3].0, "flux-schnell", 4, 0.0),
+    FLUX_DEV,
+    Work { name: "FLUX.1-dev, fp8", quantisation: Some(EightBits::F8E4M3), ..FLUX_DEV },
+    Work { name: "FLUX.1-dev, int8", quantisation: Some(EightBits::Int8), ..FLUX_DEV },
 ];
 
 impl Work {
@@ -76,9 +70,10 @@ impl Work {
         request
     }
 
-    /// The part of which a step is made, and its name in the table of floors.
+    /// The part of which a step is made: its name in the table of floors, which holds no products of eight bits.
     fn step(&self) -> &'static str {
         match (self.model, self.guidance_scale > 1.0) {
+            _ if self.quantisation.is_some() => "a step of it",
             ("sdxl", false) => PARTS[0].0,
             ("sdxl", true) => PARTS[1].0,
             ("sd15", _) => PARTS[2].0,
@@ -110,16 +105,19 @@ fn print(table: &[(&str, [f64; 3])], name: &str, milliseconds: f64, gpu: &str) {
 fn on_gpu(wanted: &str) {
     let gpu = common::gpu_name();
     println!("| work | ms | a minute | floor ms | of the floor |\n|---|---|---|---|---|");
-    let mut loaded: Option<(&str, Pipeline)> = None;
+    let mut loaded: Option<(_, Pipeline)> = None;
     for work in WORK.iter().filter(|work| work.name.to_lowercase().contains(wanted)) {
-        if loaded.as_ref().is_none_or(|(name, _)| *name != work.model) {
+        let model = (work.model, work.quantisation);
+        if loaded.as_ref().is_none_or(|(present, _)| *present != model) {
             // The one before must go first: two do not fit.
             drop(loaded.take());
             let source = ModelSource::Dummy(Dummy::Published(Published::named(work.model).unwrap()));
             let precision = if work.model.starts_with("flux") { Precision::Auto } else { Precision::Fp16 };
-            let options = LoadOptions { precision, device: DeviceChoice::Cuda, ..LoadOptions::default() };
+            let quantisation = work.quantisation;
+            let options =
+                LoadOptions { precision, quantisation, device: DeviceChoice::Cuda, ..LoadOptions::default() };
             match Pipeline::load(&source, &options) {
-                Ok(pipeline) => loaded = Some((work.model, pipeline)),
+                Ok(pipeline) => loaded = Some((model, pipeline)),
                 Err(error) => {
                     println!("{}: {error}", work.name);
                     continue;
@@ -131,7 +129,7 @@ fn on_gpu(wanted: &str) {
             Ok(Times { whole, step, decode }) => {
                 print(&PICTURES, work.name, whole, &gpu);
                 print(&PARTS, work.step(), step, &gpu);
-                if work.side == 1024 && work.model == "sdxl" {
+                if work.name == SDXL.name {
                     print(&PARTS, PARTS[3].0, decode, &gpu);
                 }
             }
@@ -176,7 +174,24 @@ fn psnr(a: &RgbImage, b: &RgbImage) -> String {
     format!("{:.1} dB", 10.0 * (255f64.powi(2) / mean).log10())
 }
 
+/// How far pictures of eight-bit products are from those of f32, of a trained model. The CPU is no faster for it.
+fn eight_bits_on_cpu() {
+    println!("\nthe built-in model, 20 steps: PSNR to f32, dB\n| prompt | fp8 | int8 |\n|---|---|---|");
+    let load = |quantisation| {
+        let options = LoadOptions { quantisation, device: DeviceChoice::Cpu, ..LoadOptions::default() };
+        Pipeline::load(&ModelSource::Builtin, &options).unwrap()
+    };
+    let [plain, fp8, int8] = [None, Some(EightBits::F8E4M3), Some(EightBits::Int8)].map(load);
+    for prompt in ["a red apple", "a cat on a chair", "a castle by the sea"] {
+        let mut request = GenerationRequest::new(prompt, 1);
+        request.num_inference_steps = Some(20);
+        let [plain, fp8, int8] = [&plain, &fp8, &int8].map(|of| of.generate(&request).unwrap());
+        println!("| {prompt} | {} | {} |", psnr(&plain, &fp8), psnr(&plain, &int8));
+    }
+}
+
 fn on_cpu() {
+    eight_bits_on_cpu();
     let deep = |interval, branch_id| StepCache::Deep(DeepCache { interval, branch_id });
     let mut request = GenerationRequest::new("a red apple", 1);
     request.num_inference_steps = Some(20);
