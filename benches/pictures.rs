@@ -1,8 +1,9 @@
 //! Whole pictures, and the parts that they are made of, on random weights of the published shapes: pictures a minute, and
 //! which part of the GPU's floor that is. `cargo bench --features cuda --bench pictures [-- NAME]`.
 //!
-//! A CPU would take hours for these: there it times the built-in model and a small FLUX, and what steps that reuse features
-//! save and change.
+//! A CPU would take hours for these: there it says how far pictures of eight-bit products are from others, and times what
+//! steps that reuse features save and change, of the built-in model, a small FLUX and a small picture of Stable Diffusion
+//! 1.5's shape.
 //! Where a GPU has too little memory for a model, that is said and the next one tried.
 
 // A bench has nobody to report to but its terminal.
@@ -18,7 +19,7 @@ use std::time::Instant;
 use aquatint_models::checkpoint::published::{Dummy, Published};
 use aquatint_models::denoiser::{DeepCache, StepCache};
 use aquatint_models::pipeline::{
-    DeviceChoice, GenerationRequest, LoadOptions, ModelSource, Pipeline, Precision,
+    DeviceChoice, EightBits, GenerationRequest, LoadOptions, ModelSource, Pipeline, Precision,
 };
 use floors::{PARTS, PICTURES, floor_ms};
 use image::RgbImage;
@@ -35,35 +36,28 @@ struct Work {
     steps: usize,
     guidance_scale: f64,
     scheduler: Option<&'static str>,
+    quantisation: Option<EightBits>,
 }
 
-const WORK: [Work; 5] = [
-    Work { name: PICTURES[0].0, model: "sdxl", side: 1024, steps: 30, guidance_scale: 5.0, scheduler: None },
-    Work {
-        name: PICTURES[1].0,
-        model: "sdxl",
-        side: 1024,
-        steps: 4,
-        guidance_scale: 1.0,
-        scheduler: Some("LCM"),
-    },
-    Work { name: PICTURES[2].0, model: "sd15", side: 512, steps: 20, guidance_scale: 7.5, scheduler: None },
-    Work {
-        name: PICTURES[3].0,
-        model: "flux-schnell",
-        side: 1024,
-        steps: 4,
-        guidance_scale: 0.0,
-        scheduler: None,
-    },
-    Work {
-        name: PICTURES[4].0,
-        model: "flux-dev",
-        side: 1024,
-        steps: 28,
-        guidance_scale: 3.5,
-        scheduler: None,
-    },
+impl Work {
+    const fn new(name: &'static str, model: &'static str, steps: usize, guidance_scale: f64) -> Self {
+        Self { name, model, side: 1024, steps, guidance_scale, scheduler: None, quantisation: None }
+    }
+}
+
+const SDXL: Work = Work::new(PICTURES[0].0, "sdxl", 30, 5.0);
+const FLUX_DEV: Work = Work::new(PICTURES[4].0, "flux-dev", 28, 3.5);
+
+const WORK: [Work; 9] = [
+    SDXL,
+    Work { scheduler: Some("LCM"), ..Work::new(PICTURES[1].0, "sdxl", 4, 1.0) },
+    Work { name: "SDXL, fp8", quantisation: Some(EightBits::F8E4M3), ..SDXL },
+    Work { name: "SDXL, int8", quantisation: Some(EightBits::Int8), ..SDXL },
+    Work { side: 512, ..Work::new(PICTURES[2].0, "sd15", 20, 7.5) },
+    Work::new(PICTURES[3].0, "flux-schnell", 4, 0.0),
+    FLUX_DEV,
+    Work { name: "FLUX.1-dev, fp8", quantisation: Some(EightBits::F8E4M3), ..FLUX_DEV },
+    Work { name: "FLUX.1-dev, int8", quantisation: Some(EightBits::Int8), ..FLUX_DEV },
 ];
 
 impl Work {
@@ -76,9 +70,10 @@ impl Work {
         request
     }
 
-    /// The part of which a step is made, and its name in the table of floors.
+    /// The part of which a step is made: its name in the table of floors, which holds no products of eight bits.
     fn step(&self) -> &'static str {
         match (self.model, self.guidance_scale > 1.0) {
+            _ if self.quantisation.is_some() => "a step of it",
             ("sdxl", false) => PARTS[0].0,
             ("sdxl", true) => PARTS[1].0,
             ("sd15", _) => PARTS[2].0,
@@ -110,16 +105,19 @@ fn print(table: &[(&str, [f64; 3])], name: &str, milliseconds: f64, gpu: &str) {
 fn on_gpu(wanted: &str) {
     let gpu = common::gpu_name();
     println!("| work | ms | a minute | floor ms | of the floor |\n|---|---|---|---|---|");
-    let mut loaded: Option<(&str, Pipeline)> = None;
+    let mut loaded: Option<(_, Pipeline)> = None;
     for work in WORK.iter().filter(|work| work.name.to_lowercase().contains(wanted)) {
-        if loaded.as_ref().is_none_or(|(name, _)| *name != work.model) {
+        let model = (work.model, work.quantisation);
+        if loaded.as_ref().is_none_or(|(present, _)| *present != model) {
             // The one before must go first: two do not fit.
             drop(loaded.take());
             let source = ModelSource::Dummy(Dummy::Published(Published::named(work.model).unwrap()));
             let precision = if work.model.starts_with("flux") { Precision::Auto } else { Precision::Fp16 };
-            let options = LoadOptions { precision, device: DeviceChoice::Cuda, ..LoadOptions::default() };
+            let quantisation = work.quantisation;
+            let options =
+                LoadOptions { precision, quantisation, device: DeviceChoice::Cuda, ..LoadOptions::default() };
             match Pipeline::load(&source, &options) {
-                Ok(pipeline) => loaded = Some((work.model, pipeline)),
+                Ok(pipeline) => loaded = Some((model, pipeline)),
                 Err(error) => {
                     println!("{}: {error}", work.name);
                     continue;
@@ -131,7 +129,7 @@ fn on_gpu(wanted: &str) {
             Ok(Times { whole, step, decode }) => {
                 print(&PICTURES, work.name, whole, &gpu);
                 print(&PARTS, work.step(), step, &gpu);
-                if work.side == 1024 && work.model == "sdxl" {
+                if work.name == SDXL.name {
                     print(&PARTS, PARTS[3].0, decode, &gpu);
                 }
             }
@@ -176,13 +174,30 @@ fn psnr(a: &RgbImage, b: &RgbImage) -> String {
     format!("{:.1} dB", 10.0 * (255f64.powi(2) / mean).log10())
 }
 
+/// How far pictures of eight-bit products are from those of f32, of a trained model. The CPU is no faster for it.
+fn eight_bits_on_cpu() {
+    println!("\nthe built-in model, 20 steps: PSNR to f32, dB\n| prompt | fp8 | int8 |\n|---|---|---|");
+    let load = |quantisation| {
+        let options = LoadOptions { quantisation, device: DeviceChoice::Cpu, ..LoadOptions::default() };
+        Pipeline::load(&ModelSource::Builtin, &options).unwrap()
+    };
+    let [plain, fp8, int8] = [None, Some(EightBits::F8E4M3), Some(EightBits::Int8)].map(load);
+    for prompt in ["a red apple", "a cat on a chair", "a castle by the sea"] {
+        let mut request = GenerationRequest::new(prompt, 1);
+        request.num_inference_steps = Some(20);
+        let [plain, fp8, int8] = [&plain, &fp8, &int8].map(|of| of.generate(&request).unwrap());
+        println!("| {prompt} | {} | {} |", psnr(&plain, &fp8), psnr(&plain, &int8));
+    }
+}
+
 fn on_cpu() {
+    eight_bits_on_cpu();
     let deep = |interval, branch_id| StepCache::Deep(DeepCache { interval, branch_id });
     let mut request = GenerationRequest::new("a red apple", 1);
     request.num_inference_steps = Some(20);
     println!("\nthe built-in model, 20 steps");
     let caches = [deep(2, 0), deep(3, 0), deep(5, 0), deep(3, 3)];
-    caches_on_cpu(&ModelSource::Builtin, &request, &caches);
+    caches_on_cpu(&ModelSource::Builtin, &request, &caches, RUNS);
 
     let folder = std::env::temp_dir().join(format!("aquatint-small-flux-{}", std::process::id()));
     small_flux(&folder).unwrap();
@@ -191,39 +206,53 @@ fn on_cpu() {
         "\na small FLUX, 128x128, 20 steps; random weights change more from step to step than trained ones do"
     );
     let caches = [0.3, 0.5, 0.7].map(|threshold| StepCache::FirstBlock { threshold });
-    caches_on_cpu(&ModelSource::Dummy(Dummy::Folder(folder.clone())), &request, &caches);
+    caches_on_cpu(&ModelSource::Dummy(Dummy::Folder(folder.clone())), &request, &caches, RUNS);
     std::fs::remove_dir_all(folder).unwrap();
+
+    let sd15 = ModelSource::Dummy(Dummy::Published(Published::named("sd15").unwrap()));
+    request.num_inference_steps = Some(12);
+    (request.width, request.height, request.max_sequence_length) = (Some(256), Some(256), None);
+    request.guidance_scale = Some(1.0);
+    println!("\nrandom weights of Stable Diffusion 1.5, 256x256, 12 steps without guidance");
+    caches_on_cpu(&sd15, &request, &[deep(2, 0), deep(3, 0), deep(5, 0), deep(3, 3)], 1);
 }
 
 /// What steps that reuse features save, and by how much they change the picture: the least times of runs in turn.
-fn caches_on_cpu(source: &ModelSource, request: &GenerationRequest, caches: &[StepCache]) {
+fn caches_on_cpu(source: &ModelSource, request: &GenerationRequest, caches: &[StepCache], runs: usize) {
     let options = LoadOptions { device: DeviceChoice::Cpu, ..LoadOptions::default() };
     let pipeline = Pipeline::load(source, &options).unwrap();
     let ways = std::iter::once(None).chain(caches.iter().copied().map(Some));
     let requests: Vec<_> =
         ways.map(|step_cache| GenerationRequest { step_cache, ..request.clone() }).collect();
-    let pictures: Vec<_> = requests.iter().map(|request| pipeline.generate(request).unwrap()).collect();
+    let make = |request: &GenerationRequest| {
+        let mut denoising = pipeline.start(request).unwrap();
+        while !denoising.is_done() {
+            pipeline.step(&mut denoising).unwrap();
+        }
+        (pipeline.decode(&denoising).unwrap(), denoising.steps() - denoising.reused())
+    };
+    // The first run of each encodes the prompt, and does not count.
+    let made: Vec<_> = requests.iter().map(make).collect();
     let mut best = vec![f64::INFINITY; requests.len()];
-    for _ in 0..RUNS {
+    for _ in 0..runs {
         for (request, best) in requests.iter().zip(&mut best) {
             let began = Instant::now();
-            pipeline.generate(request).unwrap();
+            make(request);
             *best = best.min(ms(began));
         }
     }
-    println!("| steps | ms | a minute | times as fast | PSNR |\n|---|---|---|---|---|");
-    for ((request, picture), took) in requests.iter().zip(&pictures).zip(&best) {
+    println!("| way | steps computed whole | ms | times as fast | PSNR |\n|---|---|---|---|---|");
+    for ((request, (picture, whole)), took) in requests.iter().zip(&made).zip(&best) {
         let (way, psnr) = match request.step_cache {
-            None => ("all whole".to_owned(), String::new()),
+            None => ("none".to_owned(), String::new()),
             Some(StepCache::FirstBlock { threshold }) => {
-                (format!("first_block_cache {threshold}"), psnr(&pictures[0], picture))
+                (format!("first_block_cache {threshold}"), psnr(&made[0].0, picture))
             }
-            Some(StepCache::Deep(DeepCache { interval, branch_id })) => (
-                format!("cache_interval {interval}, cache_branch_id {branch_id}"),
-                psnr(&pictures[0], picture),
-            ),
+            Some(StepCache::Deep(DeepCache { interval, branch_id })) => {
+                (format!("cache_interval {interval}, cache_branch_id {branch_id}"), psnr(&made[0].0, picture))
+            }
         };
-        println!("| {way} | {took:.0} | {:.1} | {:.2} | {psnr} |", 60e3 / took, best[0] / took);
+        println!("| {way} | {whole} | {took:.0} | {:.2} | {psnr} |", best[0] / took);
     }
 }
 

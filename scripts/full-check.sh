@@ -44,6 +44,8 @@ echo '== memory of a full-width SDXL step'
 scripts/memory-check.sh
 echo '== memory of FLUX, planned and measured'
 scripts/flux-memory-check.sh
+echo '== memory of Stable Diffusion and SDXL, planned and measured'
+scripts/unet-memory-check.sh
 echo '== plans of cuDNN, for GPUs that are not there'
 scripts/cudnn-plans.sh
 echo '== benches/gpu.sh, up to the first call of a GPU'

@@ -3,6 +3,7 @@
 use candle_core::{DType, Result, Tensor};
 
 use crate::cpu::{self, Level, math};
+use crate::floats::floats;
 use crate::gpu::{self, Launch};
 
 /// Floats of a piece of work.
@@ -72,7 +73,7 @@ impl Activation {
         if self == Self::None {
             return Ok(x.clone());
         }
-        let x = cpu::floats(x)?;
+        let x = floats(x)?;
         let elements = cpu::elements(&x)?;
         // SAFETY: the whole chunk is written.
         unsafe {

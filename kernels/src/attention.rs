@@ -3,6 +3,7 @@
 use candle_core::{D, DType, Result, Tensor, bail};
 
 use crate::cpu::{self, Level, Line, PANEL, Shared, by_level, for_each_piece, math};
+use crate::floats::floats;
 use crate::gpu::{self, Launch};
 
 /// Which keys a query may see.
@@ -117,7 +118,7 @@ fn definition(q: &Tensor, k: &Tensor, v: &Tensor, sizes: Sizes, how: Scores<'_>)
 fn on_gpu(q: &Tensor, k: &Tensor, v: &Tensor, sizes: Sizes, how: Scores<'_>) -> Result<Tensor> {
     let same = |t: &Tensor| t.to_dtype(q.dtype())?.contiguous();
     let (q, k, v) = (q.contiguous()?, same(k)?, same(v)?);
-    let bias = how.bias.map(gpu::wide).transpose()?;
+    let bias = how.bias.map(floats).transpose()?;
     let how = Scores { bias: bias.as_ref(), ..how };
     #[cfg(target_os = "linux")]
     if let Some(y) = on_cudnn(&q, &k, &v, sizes, how)? {
@@ -232,9 +233,9 @@ fn on_cpu(
     scores: Scores<'_>,
 ) -> Result<Tensor> {
     let dtype = q.dtype();
-    let bias = scores.bias.map(cpu::floats).transpose()?;
+    let bias = scores.bias.map(floats).transpose()?;
     let bias = bias.as_ref().map(cpu::elements).transpose()?;
-    let (q, k, v) = (cpu::floats(q)?, cpu::floats(k)?, cpu::floats(v)?);
+    let (q, k, v) = (floats(q)?, floats(k)?, floats(v)?);
     let (q, k, v) = (cpu::elements(&q)?, cpu::elements(&k)?, cpu::elements(&v)?);
     let Sizes { batch, heads, d, queries, keys } = sizes;
     let packed = Packed::new(&k, &v, sizes);

@@ -3,6 +3,7 @@
 use candle_core::{DType, Result, Tensor, bail};
 
 use crate::cpu::{self, CpuWeight, Epilogue, Level, Rows, Shared};
+use crate::floats::floats;
 use crate::gpu::{self, Launch};
 use crate::linear::epilogue_on_gpu;
 use crate::weight::{ReplaceableWeight, Weight};
@@ -141,7 +142,9 @@ impl Conv2d {
                 definition(x, &w, self.bias.as_ref(), per_sample, residual, (self.stride, self.padding))
             }
             Weight::Absent => bail!("conv2d: the weight is not in memory"),
-            Weight::Encoded(_) => bail!("conv2d: filters are held in one of candle's types"),
+            Weight::Encoded(_) | Weight::EightBits(_) => {
+                bail!("conv2d: filters are held in one of candle's types")
+            }
         }
     }
 
@@ -198,6 +201,14 @@ fn definition(
     match residual {
         Some(r) => y + r,
         None => Ok(y),
+    }
+}
+
+/// What is added to all pixels alike, in f32: `(out)`, or `(batch, out)` where each sample has its own.
+fn bias_and_sample(bias: Option<&Tensor>, per_sample: Option<&Tensor>) -> Result<Option<Tensor>> {
+    match (bias, per_sample) {
+        (Some(b), Some(t)) => floats(&floats(t)?.broadcast_add(&floats(b)?)?).map(Some),
+        (b, t) => b.or(t).map(floats).transpose(),
     }
 }
 
@@ -269,7 +280,8 @@ fn on_gpu(
         if let Some(y) = on_cudnn(&x, &weight, bias, per_sample, residual, geometry)? {
             return Ok(y);
         }
-        if let Some(y) = on_cudnn(&x, &weight, None, None, None, geometry)? {
+        let is_plain = bias.is_none() && per_sample.is_none() && residual.is_none();
+        if !is_plain && let Some(y) = on_cudnn(&x, &weight, None, None, None, geometry)? {
             return epilogue_on_gpu(y, bias, per_sample, Activation::None, residual);
         }
     }
@@ -310,12 +322,7 @@ fn on_cudnn(
         },
         residual: residual.is_some(),
     };
-    // They have few elements, and their sum is what the kernel adds.
-    let bias = match (bias, per_sample) {
-        (Some(b), Some(t)) => Some(gpu::wide(t)?.broadcast_add(b)?),
-        (Some(b), None) => Some(gpu::wide(b)?),
-        (None, t) => t.map(gpu::wide).transpose()?,
-    };
+    let bias = bias_and_sample(bias, per_sample)?;
     let residual = residual.map(|r| r.to_dtype(dtype)?.contiguous()).transpose()?;
     let mut tensors = vec![(convolution::X, x), (convolution::FILTERS, weight)];
     tensors.extend(bias.as_ref().map(|b| (convolution::BIAS, b)));
@@ -375,11 +382,8 @@ fn on_cpu(
     geometry: Geometry,
 ) -> Result<Tensor> {
     let (batch, dtype) = (x.dim(0)?, x.dtype());
-    let (x, residual) = (cpu::floats(x)?, residual.map(cpu::floats).transpose()?);
-    let bias_and_sample = match (bias, per_sample) {
-        (Some(b), Some(t)) => Some(cpu::floats(&cpu::floats(t)?.broadcast_add(b)?)?),
-        (b, t) => b.or(t).map(cpu::floats).transpose()?,
-    };
+    let (x, residual) = (floats(x)?, residual.map(floats).transpose()?);
+    let bias_and_sample = bias_and_sample(bias, per_sample)?;
     let (x, residual) = (cpu::elements(&x)?, residual.as_ref().map(cpu::elements).transpose()?);
     let bias = bias_and_sample.as_ref().map(cpu::elements).transpose()?;
     let epilogue = Epilogue {

@@ -1,4 +1,4 @@
-//! Weights in formats that need decoding: the block formats of GGUF files, and floats of eight bits.
+//! Weights in formats that need decoding: the block formats of GGUF files, and numbers of eight bits.
 //!
 //! A layer keeps such a weight in its format and decodes it as it is used. The result is the one of the decoded
 //! weight: activations are not rounded to fit a format.
@@ -27,11 +27,13 @@ pub enum Format {
     Q6K,
     F8E4M3,
     F8E5M2,
+    /// A signed byte.
+    I8,
 }
 
 impl Format {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Q4_0,
         Self::Q4_1,
         Self::Q5_0,
@@ -44,6 +46,7 @@ impl Format {
         Self::Q6K,
         Self::F8E4M3,
         Self::F8E5M2,
+        Self::I8,
     ];
 
     /// Elements of a block; rows are whole blocks.
@@ -86,7 +89,11 @@ impl Format {
                     }
                 }
                 None => {
-                    let decode = if self == Self::F8E4M3 { float8::e4m3 } else { float8::e5m2 };
+                    let decode = match self {
+                        Self::F8E4M3 => float8::e4m3,
+                        Self::I8 => |byte: u8| f32::from(byte.cast_signed()),
+                        _ => float8::e5m2,
+                    };
                     values.iter_mut().zip(bytes).for_each(|(y, &b)| *y = decode(b));
                 }
             }

@@ -38,6 +38,28 @@ pub(crate) unsafe fn e4m3_eight(bytes: std::arch::x86_64::__m128i) -> std::arch:
     }
 }
 
+/// The largest number that [`e4m3`] gives.
+pub(crate) const LARGEST_E4M3: f32 = 448.0;
+
+/// The nearest float with four bits of exponent and three of mantissa, halves to even; what is larger than all of them
+/// is the largest.
+#[inline(always)]
+pub(crate) fn nearest_e4m3(x: f32) -> u8 {
+    let sign = (x.to_bits() >> 24) as u8 & 0x80;
+    let size = x.abs();
+    if size.is_nan() {
+        return sign | 0x7f;
+    }
+    let size = size.min(LARGEST_E4M3);
+    // Below the smallest normal number, 2^-6, codes count units of 2^-9.
+    if size < 1.0 / 64.0 {
+        return sign | (size * 512.0).round_ties_even() as u8;
+    }
+    let bits = size.to_bits();
+    let rounded = bits + 0x7_ffff + (bits >> 20 & 1);
+    sign | ((rounded >> 20) - (120 << 3)) as u8
+}
+
 /// A float with five bits of exponent and two of mantissa: the upper half of an f16.
 #[inline(always)]
 pub(crate) fn e5m2(byte: u8) -> f32 {
@@ -47,6 +69,21 @@ pub(crate) fn e5m2(byte: u8) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Every finite number comes back, and what lies between goes to the nearest.
+    #[test]
+    fn numbers_go_to_the_nearest_code() {
+        for code in 0..0x7eu8 {
+            let (low, high) = (e4m3(code), e4m3(code + 1));
+            assert_eq!((nearest_e4m3(low), nearest_e4m3(-low)), (code, 0x80 | code));
+            let even = code + code % 2;
+            assert_eq!(nearest_e4m3((low + high) / 2.0), even, "between {low} and {high}");
+            assert_eq!(nearest_e4m3(low + (high - low) * 0.49), code);
+            assert_eq!(nearest_e4m3(low + (high - low) * 0.51), code + 1);
+        }
+        assert_eq!((nearest_e4m3(448.0), nearest_e4m3(1e9), nearest_e4m3(-1e9)), (0x7e, 0x7e, 0xfe));
+        assert!(e4m3(nearest_e4m3(f32::NAN)).is_nan());
+    }
 
     /// Sign, exponent and mantissa by the formula of the specification, in f64.
     fn value(byte: u8, exponent_bits: i32) -> f64 {

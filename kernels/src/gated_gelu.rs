@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use candle_core::{DType, Result, Tensor, bail};
 
 use crate::cpu::{self, Level, by_level, math};
+use crate::floats::floats;
 use crate::gpu::{self, Launch};
 
 /// `gelu(scale * gate) * x` with GELU's tanh approximation, computed in f32 whatever the type.
@@ -42,7 +43,7 @@ const PIECE: usize = 8 << 10;
 
 fn on_cpu(level: Level, gate: &Tensor, x: &Tensor, scale: f64) -> Result<Tensor> {
     let (shape, dtype) = (x.shape().clone(), x.dtype());
-    let (gate, x) = (cpu::floats(gate)?, cpu::floats(x)?);
+    let (gate, x) = (floats(gate)?, floats(x)?);
     let (gate, x) = (cpu::elements(&gate)?, cpu::elements(&x)?);
     // SAFETY: `multiply` writes every element of its chunk.
     let y = unsafe {

@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use candle_core::{DType, Result, Tensor, bail};
 
 use crate::cpu::{self, Level, STEPS_A_FLOAT, Shared, by_level, for_each_piece, math};
+use crate::floats::floats;
 use crate::gpu::{self, Launch};
 
 /// `x + gate * y`.
@@ -32,7 +33,7 @@ fn definition(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor> {
 
 fn on_gpu(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor> {
     let ((batch, tokens, channels), dtype) = (x.dims3()?, x.dtype());
-    let (x, gate, y) = (x.contiguous()?, gpu::wide(gate)?, y.to_dtype(dtype)?.contiguous()?);
+    let (x, gate, y) = (x.contiguous()?, floats(gate)?, y.to_dtype(dtype)?.contiguous()?);
     let launch = Launch::typed("gated_residual", "gated_residual", dtype)?;
     let launch = launch.input(&x).input(&gate).input(&y).output(x.shape(), dtype);
     launch.int(batch * tokens).int(tokens).int(channels).for_each_pack(batch * tokens, channels, dtype)
@@ -44,7 +45,7 @@ const PIECE: usize = 32 << 10;
 fn on_cpu(level: Level, x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor> {
     let (batch, tokens, channels) = x.dims3()?;
     let (shape, dtype) = (x.shape().clone(), x.dtype());
-    let (x, gate, y) = (cpu::floats(x)?, cpu::floats(gate)?, cpu::floats(y)?);
+    let (x, gate, y) = (floats(x)?, floats(gate)?, floats(y)?);
     let (x, gate, y) = (cpu::elements(&x)?, cpu::elements(&gate)?, cpu::elements(&y)?);
     let rows = (PIECE / channels.max(1)).max(1);
     let pieces = tokens.div_ceil(rows);

@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use candle_core::{D, Result, Tensor, bail};
 
 use crate::cpu::{self, Level, by_level, math};
+use crate::floats::floats;
 use crate::gpu::{self, Launch};
 
 /// `x[.., :c] * gelu(x[.., c:])` for `x` of `2c` channels, through the error function. Source: Shazeer 2020.
@@ -45,7 +46,7 @@ fn on_cpu(level: Level, x: &Tensor) -> Result<Tensor> {
     let channels = x.dim(D::Minus1)? / 2;
     shape.pop();
     shape.push(channels);
-    let x = cpu::floats(x)?;
+    let x = floats(x)?;
     let x = cpu::elements(&x)?;
     let chunk = PIECE.div_ceil(channels) * channels;
     // SAFETY: `gate` writes every element of its chunk.

@@ -65,7 +65,7 @@ impl Shape {
             Format::Q4K => k(144, (4, 4), 32, 0, true),
             Format::Q5K => k(176, (4, 5), 32, 0, true),
             Format::Q6K => k(210, (4, 6), 16, 32, false),
-            Format::F8E4M3 | Format::F8E5M2 => return None,
+            Format::F8E4M3 | Format::F8E5M2 | Format::I8 => return None,
         })
     }
 }
@@ -163,7 +163,7 @@ impl Block {
                 }
                 self.sub_scales.iter_mut().zip(&b[192..208]).for_each(|(s, b)| *s = *b as i8);
             }
-            Format::F8E4M3 | Format::F8E5M2 => {}
+            Format::F8E4M3 | Format::F8E5M2 | Format::I8 => {}
         }
     }
 

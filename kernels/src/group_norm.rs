@@ -6,6 +6,7 @@ use candle_core::{D, DType, Result, Tensor, bail};
 
 use crate::Activation;
 use crate::cpu::{self, Level, STEPS_A_FLOAT, Shared, by_level, for_each_piece, math};
+use crate::floats::floats;
 use crate::gpu::{self, Launch};
 
 /// Normalises each group of channels of each sample to mean 0 and variance 1, then scales, shifts and activates.
@@ -77,7 +78,7 @@ fn on_gpu(
 ) -> Result<Tensor> {
     let (batch, channels, dtype) = (x.dim(0)?, x.dim(D::Minus1)?, x.dtype());
     let pixels = x.elem_count() / (batch * channels);
-    let (x, weight, bias, lanes) = (x.contiguous()?, gpu::wide(weight)?, gpu::wide(bias)?, lanes(x)?);
+    let (x, weight, bias, lanes) = (x.contiguous()?, floats(weight)?, floats(bias)?, lanes(x)?);
     // Enough blocks for the largest GPUs, and enough pixels for each of its threads.
     let part_pixels = pixels.div_ceil((512 / batch).max(1)).max(4 * lanes).min(pixels);
     let parts = pixels.div_ceil(part_pixels);
@@ -108,7 +109,7 @@ fn on_cpu(
     activation: Activation,
 ) -> Result<Tensor> {
     let (shape, dtype, batch) = (x.shape().clone(), x.dtype(), x.dim(0)?);
-    let (x, weight, bias) = (cpu::floats(x)?, cpu::floats(weight)?, cpu::floats(bias)?);
+    let (x, weight, bias) = (floats(x)?, floats(weight)?, floats(bias)?);
     let (x, weight, bias) = (cpu::elements(&x)?, cpu::elements(&weight)?, cpu::elements(&bias)?);
     let channels = weight.len();
     let sample = x.len() / batch;

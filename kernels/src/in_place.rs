@@ -6,8 +6,8 @@ use candle_core::{Result, Tensor};
 
 static MOVES: AtomicU64 = AtomicU64::new(0);
 
-/// How often a layer on a GPU has changed so that work recorded before no longer does what the layer does: its weight
-/// moved, went or came, or something is applied beside it.
+/// How often something on a GPU has changed so that work recorded before must not be started again: the weight of a layer
+/// moved, went or came, or something is applied beside it; or plans that cuDNN runs went.
 pub fn layer_moves() -> u64 {
     MOVES.load(Ordering::Acquire)
 }

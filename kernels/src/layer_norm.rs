@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use candle_core::{D, DType, Result, Tensor, bail};
 
 use crate::cpu::{self, Level, by_level, math};
+use crate::floats::floats;
 use crate::gpu::{self, Launch};
 
 /// Normalises the channels of every token to mean 0 and variance 1, then scales and shifts.
@@ -43,7 +44,7 @@ pub(crate) fn on_gpu(
     eps: f64,
 ) -> Result<Tensor> {
     let (channels, dtype) = (x.dim(D::Minus1)?, x.dtype());
-    let (x, scale, shift) = (x.contiguous()?, gpu::wide(scale)?, gpu::wide(shift)?);
+    let (x, scale, shift) = (x.contiguous()?, floats(scale)?, floats(shift)?);
     let rows = x.elem_count() / channels;
     let launch = Launch::typed("layer_norm", "layer_norm", dtype)?;
     let launch = launch.input(&x).input(&scale).input(&shift).output(x.shape(), dtype);
@@ -55,7 +56,7 @@ const PIECE: usize = 16 << 10;
 
 fn on_cpu(level: Level, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     let (shape, dtype) = (x.shape().clone(), x.dtype());
-    let (x, weight, bias) = (cpu::floats(x)?, cpu::floats(weight)?, cpu::floats(bias)?);
+    let (x, weight, bias) = (floats(x)?, floats(weight)?, floats(bias)?);
     let (x, weight, bias) = (cpu::elements(&x)?, cpu::elements(&weight)?, cpu::elements(&bias)?);
     let chunk = (PIECE / weight.len()).max(1) * weight.len();
     // SAFETY: `normalise` writes every element of the tokens in its chunk.

@@ -2,7 +2,7 @@
 //!
 //! Layouts: tokens are `(batch, tokens, channels)`; convolutional features are channels-last,
 //! `(batch, height, width, channels)`. Activations on the CPU are f32 and contiguous; weights may be f32, f16, bf16,
-//! eight-bit floats or of a block format of GGUF files, and are widened as they are read: a checkpoint is held once, at
+//! numbers of eight bits or of a block format of GGUF files, and are widened as they are read: a checkpoint is held once, at
 //! its own size.
 //!
 //! An op's file holds its definition, a formula in candle's operations, which runs on every device that has nothing
@@ -19,8 +19,10 @@ pub mod attention;
 pub mod conv2d;
 mod cpu;
 pub mod device_memory;
+mod eight_bit_rows;
 pub mod encoded;
 mod float8;
+mod floats;
 pub mod gated_gelu;
 pub mod gated_residual;
 pub mod geglu;
@@ -31,7 +33,7 @@ mod in_place;
 pub mod layer_norm;
 pub mod linear;
 pub mod low_rank;
-#[cfg(any(feature = "cuda", test))]
+#[cfg(any(feature = "cuda", test, target_os = "linux"))]
 mod lru;
 pub mod memory;
 pub mod modulate;
@@ -59,11 +61,11 @@ pub use encoded::{EncodedWeight, Format};
 pub use gated_gelu::gated_gelu;
 pub use gated_residual::gated_residual;
 pub use geglu::geglu;
-pub use gpu::computes_in_bf16;
 #[cfg(target_os = "linux")]
 pub use gpu::cudnn;
 #[cfg(feature = "cuda")]
 pub use gpu::open as open_gpu;
+pub use gpu::{computes_in_bf16, multiplies_codes};
 pub use group_norm::group_norm;
 pub use in_place::layer_moves;
 pub use layer_norm::layer_norm;

@@ -5,10 +5,13 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use candle_core::{D, DType, Device, Result, Tensor, bail};
 
 use crate::cpu::{self, CpuWeight, Epilogue, Level, Rows, Shared};
+use crate::eight_bit_rows::{self, EightBitRows};
+use crate::floats::floats;
 use crate::gpu::{self, Launch};
 use crate::in_place::{moved, overwrite};
+use crate::quantise::round_rows;
 use crate::weight::{ReplaceableWeight, Weight};
-use crate::{Activation, EncodedWeight, LowRank, StoredRows};
+use crate::{Activation, EightBits, EncodedWeight, LowRank, StoredRows};
 
 /// A linear layer that owns its weight in the layout its device wants.
 #[derive(Debug)]
@@ -49,8 +52,21 @@ impl Linear {
     }
 
     /// A layer whose weight is not in memory: [`Self::replace_weight`] brings it, and [`Self::forward`] needs it.
-    pub fn without_weight(in_features: usize, out_features: usize, bias: Option<&Tensor>) -> Result<Self> {
-        Self::with(ReplaceableWeight::absent(), (out_features, in_features), bias)
+    ///
+    /// `rounding`: weights are rounded row by row when they come, inputs whenever they are multiplied with such a
+    /// weight. Weights in a format stay as they are, unless it is that of these codes.
+    pub fn without_weight(
+        in_features: usize,
+        out_features: usize,
+        bias: Option<&Tensor>,
+        rounding: Option<EightBits>,
+    ) -> Result<Self> {
+        Self::with(ReplaceableWeight::absent(rounding), (out_features, in_features), bias)
+    }
+
+    /// What weights and inputs are rounded to, row by row; `None` where they are not.
+    pub fn rounding(&self) -> Option<EightBits> {
+        self.weight.rounding()
     }
 
     fn with(
@@ -177,7 +193,10 @@ impl Linear {
             let y = match &*self.weight.read() {
                 Weight::Plain(w) => definition(&x, w, bias.as_ref(), Activation::None, None)?,
                 Weight::Encoded(w) => rest(w.product(&x)?, bias.as_ref(), Activation::None, None)?,
-                Weight::Cpu(_) | Weight::Absent => {
+                Weight::EightBits(EightBitRows::Device(w)) => {
+                    eight_bit_rows::linear(&x, w, bias.as_ref(), Activation::None, None)?
+                }
+                Weight::Cpu(_) | Weight::EightBits(EightBitRows::Cpu(..)) | Weight::Absent => {
                     bail!("linear: no weight of this layer is on the input's device")
                 }
             };
@@ -210,6 +229,13 @@ impl Linear {
                 None => definition(x, w, bias.as_ref(), activation, residual),
             },
             Weight::Encoded(w) => rest(w.product(x)?, bias.as_ref(), activation, residual),
+            Weight::EightBits(EightBitRows::Cpu(to, w)) => {
+                let x = round_rows(x, *to)?;
+                on_cpu(Level::best(), &x, w, bias.as_ref(), activation, residual, shape)
+            }
+            Weight::EightBits(EightBitRows::Device(w)) => {
+                eight_bit_rows::linear(x, w, bias.as_ref(), activation, residual)
+            }
             Weight::Absent => bail!("linear: the weight is not in memory"),
         };
         let mut difference = None;
@@ -235,7 +261,7 @@ fn checked_bias(bias: &Tensor, weight: &Weight, out_features: usize) -> Result<T
     bias.to_dtype(dtype)?.contiguous()
 }
 
-fn definition(
+pub(crate) fn definition(
     x: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
@@ -288,7 +314,7 @@ pub(crate) fn epilogue_on_gpu(
     let (channels, dtype) = (y.dim(D::Minus1)?, y.dtype());
     let rows = y.elem_count() / channels.max(1);
     let same = |t: &Tensor| t.to_dtype(dtype)?.contiguous();
-    let (y, bias) = (y.contiguous()?, bias.map(gpu::wide).transpose()?);
+    let (y, bias) = (y.contiguous()?, bias.map(floats).transpose()?);
     let (per_sample, residual) = (per_sample.map(same).transpose()?, residual.map(same).transpose()?);
     let launch = Launch::typed("linear", "epilogue", dtype)?.input(&y).optional(bias.as_ref());
     let launch = launch.optional(per_sample.as_ref()).optional(residual.as_ref()).output(y.shape(), dtype);
@@ -319,7 +345,7 @@ fn on_cpu(
     shape: Vec<usize>,
 ) -> Result<Tensor> {
     let dtype = x.dtype();
-    let (x, residual) = (cpu::floats(x)?, residual.map(cpu::floats).transpose()?);
+    let (x, residual) = (floats(x)?, residual.map(floats).transpose()?);
     let (x, bias) = (cpu::elements(&x)?, bias.map(cpu::elements).transpose()?);
     let residual = residual.as_ref().map(cpu::elements).transpose()?;
     let rows = Tokens { x: &x, channels: weight.depth };
@@ -420,7 +446,7 @@ mod tests {
             Format::Q2K => &[80, 82],
             Format::Q3K => &[108],
             Format::Q6K => &[208],
-            Format::F8E4M3 | Format::F8E5M2 => &[],
+            Format::F8E4M3 | Format::F8E5M2 | Format::I8 => &[],
         };
         for (i, block) in bytes.chunks_mut(format.block_bytes()).enumerate() {
             for &at in scales_at {
@@ -492,7 +518,8 @@ mod tests {
     #[test]
     fn a_weight_may_come_and_go() -> Result<()> {
         let (x, w, b) = (random((5, 20), 1)?, random((10, 20), 2)?, random(10, 3)?);
-        let (resident, streamed) = (Linear::new(&w, Some(&b))?, Linear::without_weight(20, 10, Some(&b))?);
+        let (resident, streamed) =
+            (Linear::new(&w, Some(&b))?, Linear::without_weight(20, 10, Some(&b), None)?);
         assert_eq!(streamed.weight_bytes(), 0);
         assert!(streamed.forward(&x).is_err());
         streamed.replace_weight(&w)?;
@@ -500,7 +527,7 @@ mod tests {
         assert_eq!(streamed.weight_bytes(), resident.weight_bytes());
         streamed.drop_weight();
         assert!(streamed.forward(&x).is_err());
-        assert!(Linear::without_weight(20, 11, Some(&b)).is_err());
+        assert!(Linear::without_weight(20, 11, Some(&b), None).is_err());
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! A few things by what they are for; of too many, the one that was not used for longest goes.
 
-/// Keeps what was used last, up to a number that may be 0. Looking one up takes as long as there are things.
+/// Keeps what was used last, up to a number that may be 0. Looking one up takes the longer the longer it was not used.
 #[derive(Debug)]
 pub(crate) struct Lru<K, V> {
     /// The last used comes last.
@@ -14,7 +14,7 @@ impl<K: PartialEq, V> Lru<K, V> {
 
     /// What is kept for `key`; it counts as used now.
     pub(crate) fn get(&mut self, key: &K) -> Option<&mut V> {
-        let at = self.entries.iter().position(|(known, _)| known == key)?;
+        let at = self.entries.iter().rposition(|(known, _)| known == key)?;
         let entry = self.entries.remove(at);
         self.entries.push(entry);
         self.entries.last_mut().map(|(_, value)| value)
@@ -30,11 +30,12 @@ impl<K: PartialEq, V> Lru<K, V> {
         gone.into_iter().map(|(_, value)| value).collect()
     }
 
+    #[cfg(any(feature = "cuda", test))]
     pub(crate) fn clear(&mut self) {
         self.entries.clear();
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, target_os = "linux"))]
     pub(crate) fn len(&self) -> usize {
         self.entries.len()
     }

@@ -4,6 +4,7 @@
 use candle_core::{D, DType, Result, Tensor, bail};
 
 use crate::cpu::{self, Level, STEPS_A_FLOAT, Shared, for_each_piece};
+use crate::floats::floats;
 use crate::gpu;
 use crate::layer_norm::{self, normalise};
 
@@ -42,7 +43,7 @@ fn on_cpu(level: Level, x: &Tensor, scale: &Tensor, shift: &Tensor, eps: f64) ->
     let (batch, tokens, channels) = x.dims3()?;
     let (shape, dtype) = (x.shape().clone(), x.dtype());
     let scale = (scale.to_dtype(DType::F32)? + 1.0)?;
-    let (x, scale, shift) = (cpu::floats(x)?, cpu::floats(&scale)?, cpu::floats(shift)?);
+    let (x, scale, shift) = (floats(x)?, floats(&scale)?, floats(shift)?);
     let (x, scale, shift) = (cpu::elements(&x)?, cpu::elements(&scale)?, cpu::elements(&shift)?);
     let rows = (PIECE / channels).max(1);
     let pieces = tokens.div_ceil(rows);

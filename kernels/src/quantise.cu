@@ -19,6 +19,9 @@ __device__ __forceinline__ unsigned char int8_code(float x)
     return static_cast<unsigned char>(static_cast<signed char>(rintf(x)));
 }
 
+// The larger one; unlike fmaxf it keeps NaN.
+__device__ __forceinline__ float larger(float a, float b) { return a != a || b <= a ? a : b; }
+
 // codes * scale is about x; `largest` is the largest code. A row of zeros has scale 1.
 template <typename T, typename F>
 __device__ void quantise(const T *x, unsigned char *codes, float *scales, unsigned rows, int channels, float largest, F code)
@@ -31,10 +34,13 @@ __device__ void quantise(const T *x, unsigned char *codes, float *scales, unsign
     float values[N], most = 0.0f;
     for (int c = lane * N; c < channels; c += 32 * N) {
         load(from + c, channels - c, values);
-        for (float value : values) most = fmaxf(most, fabsf(value));
+        for (float value : values) most = larger(most, fabsf(value));
     }
-    most = warp_max(most);
-    const float scale = most > 0.0f ? most / largest : 1.0f;
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) {
+        most = larger(most, __shfl_xor_sync(0xffffffffu, most, distance));
+    }
+    const float scale = most == 0.0f ? 1.0f : most / largest;
     if (lane == 0) scales[row] = scale;
     for (int c = lane * N; c < channels; c += 32 * N) {
         load(from + c, channels - c, values);

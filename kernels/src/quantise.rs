@@ -1,12 +1,14 @@
 //! Rows of activations or weights in eight bits, each row with a scale of its own.
 
 use candle_core::{D, DType, Device, Result, Tensor, bail};
+use rayon::prelude::*;
 
-use crate::float8;
+use crate::floats::floats;
 use crate::gpu::{self, Launch};
+use crate::{Format, cpu, float8};
 
 /// What eight bits stand for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EightBits {
     /// A float with four bits of exponent and three of mantissa, 448 at most.
     F8E4M3,
@@ -15,10 +17,32 @@ pub enum EightBits {
 }
 
 impl EightBits {
+    /// The format of weights whose codes these are.
+    pub fn format(self) -> Format {
+        match self {
+            Self::F8E4M3 => Format::F8E4M3,
+            Self::Int8 => Format::I8,
+        }
+    }
+
     fn largest(self) -> f32 {
         match self {
-            Self::F8E4M3 => 448.0,
+            Self::F8E4M3 => float8::LARGEST_E4M3,
             Self::Int8 => 127.0,
+        }
+    }
+
+    fn code(self, x: f32) -> u8 {
+        match self {
+            Self::F8E4M3 => float8::nearest_e4m3(x),
+            Self::Int8 => (x.round_ties_even() as i8).cast_unsigned(),
+        }
+    }
+
+    fn value(self, code: u8) -> f32 {
+        match self {
+            Self::F8E4M3 => float8::e4m3(code),
+            Self::Int8 => f32::from(code.cast_signed()),
         }
     }
 }
@@ -26,13 +50,41 @@ impl EightBits {
 /// Codes, bytes in the shape of `x`, and a scale for each row, `(rows, 1)` in f32: code times scale is about `x`.
 ///
 /// `x`: `(.., channels)`. A row's scale makes its largest element the largest code; codes are rounded to the nearest,
-/// halves to even.
+/// halves to even. A row with an element that is not finite has a scale that is not.
+///
+/// Source: the row-wise scaling of `torchao.float8` and of `torch._scaled_mm`.
 pub fn quantise_rows(x: &Tensor, to: EightBits) -> Result<(Tensor, Tensor)> {
     let channels = x.dim(D::Minus1)?;
     if channels == 0 {
         bail!("quantise_rows: {:?} has no channels", x.dims());
     }
     if gpu::takes(x) { on_gpu(x, to) } else { definition(x, to) }
+}
+
+/// `x` with every row rounded to codes and back, on the CPU.
+pub(crate) fn round_rows(x: &Tensor, to: EightBits) -> Result<Tensor> {
+    let channels = x.dim(D::Minus1)?;
+    let values = floats(x)?;
+    let values = cpu::elements(&values)?;
+    let mut rounded = vec![0f32; values.len()];
+    let rows = values.par_chunks(channels.max(1)).zip(rounded.par_chunks_mut(channels.max(1)));
+    rows.for_each(|(row, rounded)| {
+        let (scale, largest) = (scale_of(row, to), to.largest());
+        let of = |v: &f32| scale * to.value(to.code((v / scale).clamp(-largest, largest)));
+        rounded.iter_mut().zip(row).for_each(|(rounded, v)| *rounded = of(v));
+    });
+    Tensor::from_vec(rounded, x.shape(), x.device())?.to_dtype(x.dtype())
+}
+
+/// What codes of the shape `(.., channels)` and scales, one a row, stand for, in a type.
+pub(crate) fn decode_rows(codes: &Tensor, scales: &Tensor, to: EightBits, dtype: DType) -> Result<Tensor> {
+    let values: Vec<f32> = (0..=255).map(|code| to.value(code)).collect();
+    let values = Tensor::from_vec(values, 256, codes.device())?;
+    let channels = codes.dim(D::Minus1)?;
+    // In 32 bits: the largest number of an index type selects nothing.
+    let values =
+        values.index_select(&codes.flatten_all()?.to_dtype(DType::U32)?, 0)?.reshape(((), channels))?;
+    values.broadcast_mul(&scales.reshape(((), 1))?)?.reshape(codes.shape())?.to_dtype(dtype)
 }
 
 fn on_gpu(x: &Tensor, to: EightBits) -> Result<(Tensor, Tensor)> {
@@ -49,33 +101,24 @@ fn on_gpu(x: &Tensor, to: EightBits) -> Result<(Tensor, Tensor)> {
 
 fn definition(x: &Tensor, to: EightBits) -> Result<(Tensor, Tensor)> {
     let channels = x.dim(D::Minus1)?;
-    let values: Vec<f32> = x.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-    let mut scales = Vec::with_capacity(values.len() / channels);
-    let mut codes = Vec::with_capacity(values.len());
-    for row in values.chunks(channels) {
-        let most = row.iter().fold(0f32, |m, v| m.max(v.abs()));
-        let scale = if most > 0.0 { most / to.largest() } else { 1.0 };
-        scales.push(scale);
-        codes.extend(row.iter().map(|v| code((v / scale).clamp(-to.largest(), to.largest()), to)));
-    }
+    let values = floats(&x.to_device(&Device::Cpu)?)?;
+    let values = cpu::elements(&values)?;
+    let (mut codes, mut scales) = (vec![0u8; values.len()], vec![0f32; values.len() / channels]);
+    let rows = values.par_chunks(channels).zip(codes.par_chunks_mut(channels)).zip(&mut scales);
+    rows.for_each(|((row, codes), scale)| {
+        *scale = scale_of(row, to);
+        let largest = to.largest();
+        let of = |v: &f32| to.code((v / *scale).clamp(-largest, largest));
+        codes.iter_mut().zip(row).for_each(|(code, v)| *code = of(v));
+    });
     let rows = scales.len();
     Ok((Tensor::from_vec(codes, x.shape(), x.device())?, Tensor::from_vec(scales, (rows, 1), x.device())?))
 }
 
-fn code(x: f32, to: EightBits) -> u8 {
-    match to {
-        EightBits::Int8 => x.round_ties_even() as i8 as u8,
-        EightBits::F8E4M3 => {
-            // The codes of numbers that are not negative are in the numbers' order.
-            let size = x.abs();
-            let above = (0..=0x7e).find(|&c| float8::e4m3(c) >= size).unwrap_or(0x7e);
-            let below = above.saturating_sub(1);
-            let (up, down) = (float8::e4m3(above) - size, size - float8::e4m3(below));
-            let nearest = if up < down || (up == down && above % 2 == 0) { above } else { below };
-            let nearest = if above == 0 { 0 } else { nearest };
-            nearest | if x.is_sign_negative() { 0x80 } else { 0 }
-        }
-    }
+fn scale_of(row: &[f32], to: EightBits) -> f32 {
+    // Unlike f32::max, it keeps NaN.
+    let most = row.iter().fold(0f32, |most, v| if most.is_nan() || v.abs() <= most { most } else { v.abs() });
+    if most == 0.0 { 1.0 } else { most / to.largest() }
 }
 
 #[cfg(test)]
@@ -106,6 +149,24 @@ mod tests {
             }
         }
         assert!(quantise_rows(&random((3, 0), 1)?, EightBits::Int8).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_not_finite_stays_so() -> Result<()> {
+        for to in [EightBits::F8E4M3, EightBits::Int8] {
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                for at in [0, 40, 76] {
+                    let mut row = vec![0.5f32; 77];
+                    row[at] = bad;
+                    let x = Tensor::from_vec(row, (1, 77), &Device::Cpu)?;
+                    for (codes, scales) in [definition(&x, to)?, on_gpu(&x, to)?] {
+                        let back = f64s(&decode_rows(&codes, &scales, to, DType::F32)?)?;
+                        assert!(!back[at].is_finite(), "{to:?}: {bad} became {}", back[at]);
+                    }
+                }
+            }
+        }
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 use candle_core::{DType, Device, Result, Tensor};
 
 use crate::cpu::{self, Level, STEPS_A_FLOAT, by_level, for_each_chunk};
+use crate::floats::floats;
 use crate::gpu::{self, Launch};
 
 /// Floats of a piece of work.
@@ -22,7 +23,7 @@ fn on_gpu(x: &Tensor) -> Result<Vec<u8>> {
 }
 
 fn at_level(level: Level, x: &Tensor) -> Result<Vec<u8>> {
-    let x = cpu::floats(&x.to_device(&Device::Cpu)?)?;
+    let x = floats(&x.to_device(&Device::Cpu)?)?;
     let x = cpu::elements(&x)?;
     let mut bytes = vec![0; x.len()];
     for_each_chunk(&mut bytes, PIECE, STEPS_A_FLOAT * x.len(), |i, bytes| {

@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use candle_core::{D, DType, Result, Tensor, bail};
 
 use crate::cpu::{self, Level, by_level, math};
+use crate::floats::floats;
 use crate::gpu::{self, Launch};
 
 /// `x / sqrt(mean(x^2) + eps) * weight`: layer normalisation without mean and shift.
@@ -34,7 +35,7 @@ fn definition(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
 
 fn on_gpu(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let (channels, dtype) = (x.dim(D::Minus1)?, x.dtype());
-    let (x, weight) = (x.contiguous()?, gpu::wide(weight)?);
+    let (x, weight) = (x.contiguous()?, floats(weight)?);
     let rows = x.elem_count() / channels;
     let launch =
         Launch::typed("rms_norm", "rms_norm", dtype)?.input(&x).input(&weight).output(x.shape(), dtype);
@@ -46,7 +47,7 @@ const PIECE: usize = 16 << 10;
 
 fn on_cpu(level: Level, x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let (shape, dtype) = (x.shape().clone(), x.dtype());
-    let (x, weight) = (cpu::floats(x)?, cpu::floats(weight)?);
+    let (x, weight) = (floats(x)?, floats(weight)?);
     let (x, weight) = (cpu::elements(&x)?, cpu::elements(&weight)?);
     let chunk = (PIECE / weight.len()).max(1) * weight.len();
     // SAFETY: `normalise` writes every element of the tokens in its chunk.

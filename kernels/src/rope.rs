@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use candle_core::{D, DType, Device, Result, Tensor, bail};
 
 use crate::cpu::{self, Level, STEPS_A_FLOAT, Shared, by_level, for_each_piece, math};
+use crate::floats::floats;
 use crate::gpu::{self, Launch};
 
 /// By how much each pair of a head's channels is turned, token by token. Source: Su et al. 2021.
@@ -114,7 +115,7 @@ fn definition(parts: &[(&Tensor, &Tensor)], heads: usize, rotation: &Rotation, e
 /// One or two parts: what FLUX's blocks have.
 fn on_gpu(parts: &[(&Tensor, &Tensor)], heads: usize, rotation: &Rotation, eps: f64) -> Result<Tensor> {
     let (all, d) = rotation.cos.dims2()?;
-    let held = parts.iter().map(|(x, weight)| Ok((x.contiguous()?, gpu::wide(weight)?)));
+    let held = parts.iter().map(|(x, weight)| Ok((x.contiguous()?, floats(weight)?)));
     let held = held.collect::<Result<Vec<_>>>()?;
     let [(x, weight), also @ ..] = &held[..] else { bail!("rope: there are no tokens") };
     let (also, also_weight) = also.first().map_or((None, None), |(x, weight)| (Some(x), Some(weight)));
@@ -144,7 +145,7 @@ fn on_cpu(
     let mut held = Vec::with_capacity(parts.len());
     for (x, weight) in parts {
         (batch, dtype) = (x.dim(0)?, x.dtype());
-        held.push((cpu::floats(x)?, cpu::floats(weight)?));
+        held.push((floats(x)?, floats(weight)?));
     }
     let held = held.iter().map(|(x, w)| Ok((x.dim(1)?, cpu::elements(x)?, cpu::elements(w)?)));
     let held = held.collect::<Result<Vec<_>>>()?;

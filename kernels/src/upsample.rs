@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor, bail};
 
 use crate::cpu;
+use crate::floats::floats;
 use crate::gpu::{self, Launch};
 
 /// `x`: `(batch, height, width, channels)`; returns `(batch, to_height, to_width, channels)`, where output row `y`
@@ -40,7 +41,7 @@ fn on_gpu(x: &Tensor, to_height: usize, to_width: usize) -> Result<Tensor> {
 
 fn on_cpu(x: &Tensor, to_height: usize, to_width: usize) -> Result<Tensor> {
     let ((batch, height, width, channels), dtype) = (x.dims4()?, x.dtype());
-    let x = cpu::floats(x)?;
+    let x = floats(x)?;
     let x = cpu::elements(&x)?;
     let shape = (batch, to_height, to_width, channels);
     // SAFETY: each chunk is a row, and all its pixels are written.

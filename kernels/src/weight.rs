@@ -7,8 +7,9 @@ use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{DType, Device, Module, Result, Tensor};
 
 use crate::cpu::CpuWeight;
+use crate::eight_bit_rows::EightBitRows;
 use crate::in_place::{moved, overwrite};
-use crate::{EncodedWeight, Format, StoredRows};
+use crate::{EightBits, EncodedWeight, Format, StoredRows};
 
 /// The weight of a matrix or of filters.
 #[derive(Debug)]
@@ -21,14 +22,17 @@ pub(crate) enum Weight {
     Absent,
     /// On any other device: a matrix in a format.
     Encoded(Box<EncodedOnDevice>),
+    /// A matrix in eight bits, multiplied by inputs in eight bits.
+    EightBits(EightBitRows),
 }
 
 impl Weight {
-    fn new(weight: &Tensor) -> Result<Self> {
-        Ok(if weight.device().is_cpu() {
-            Self::Cpu(CpuWeight::new(weight)?)
-        } else {
-            Self::Plain(weight.clone())
+    /// `rounding`: a matrix is rounded so, and its inputs will be.
+    fn new(weight: &Tensor, rounding: Option<EightBits>) -> Result<Self> {
+        Ok(match rounding {
+            Some(to) => Self::EightBits(EightBitRows::new(weight, to)?),
+            None if weight.device().is_cpu() => Self::Cpu(CpuWeight::new(weight)?),
+            None => Self::Plain(weight.clone()),
         })
     }
 
@@ -38,15 +42,19 @@ impl Weight {
             Self::Cpu(weight) => weight.bytes(),
             Self::Plain(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
             Self::Encoded(weight) => weight.bytes(),
+            Self::EightBits(weight) => weight.bytes(),
             Self::Absent => 0,
         }
     }
 
-    fn encoded(weight: &EncodedWeight, device: &Device) -> Result<Self> {
-        Ok(if device.is_cpu() {
-            Self::Cpu(CpuWeight::encoded(weight)?)
-        } else {
-            Self::Encoded(Box::new(EncodedOnDevice::new(weight, device)?))
+    /// A format stays as it is, and only inputs of a weight that is in the same codes are rounded.
+    fn encoded(weight: &EncodedWeight, device: &Device, rounding: Option<EightBits>) -> Result<Self> {
+        Ok(match rounding {
+            Some(to) if weight.format == to.format() => {
+                Self::EightBits(EightBitRows::encoded(weight, to, device)?)
+            }
+            _ if device.is_cpu() => Self::Cpu(CpuWeight::encoded(weight)?),
+            _ => Self::Encoded(Box::new(EncodedOnDevice::new(weight, device)?)),
         })
     }
 }
@@ -56,8 +64,8 @@ impl Weight {
 pub(crate) enum EncodedOnDevice {
     /// A block format: candle multiplies with it.
     Blocks(QMatMul),
-    /// Eight-bit floats: codes, the 256 values, and a column of scales. Decoded for each product.
-    Float8 { codes: Tensor, values: Tensor, scales: Option<Tensor> },
+    /// Numbers of eight bits: codes, the 256 values, and a column of scales. Decoded for each product.
+    Codes { codes: Tensor, values: Tensor, scales: Option<Tensor> },
 }
 
 impl EncodedOnDevice {
@@ -70,7 +78,7 @@ impl EncodedOnDevice {
         let all: Vec<u8> = (0..=255).collect();
         let values = weight.format.decode(&all, 1, None)?;
         let column = |scales: &Vec<f32>| Tensor::from_slice(scales, (weight.rows, 1), device);
-        Ok(Self::Float8 {
+        Ok(Self::Codes {
             codes: Tensor::from_slice(&weight.bytes, weight.dims(), device)?,
             values: Tensor::from_vec(values, 256, device)?,
             scales: weight.row_scales.as_ref().map(column).transpose()?,
@@ -83,7 +91,7 @@ impl EncodedOnDevice {
         match self {
             Self::Blocks(QMatMul::QTensor(weight)) => weight.storage_size_in_bytes(),
             Self::Blocks(QMatMul::Tensor(weight) | QMatMul::TensorF16(weight)) => tensor(weight),
-            Self::Float8 { codes, scales, .. } => tensor(codes) + scales.as_ref().map_or(0, tensor),
+            Self::Codes { codes, scales, .. } => tensor(codes) + scales.as_ref().map_or(0, tensor),
         }
     }
 
@@ -94,8 +102,10 @@ impl EncodedOnDevice {
             Self::Blocks(matrix) => {
                 matrix.forward(&x.to_dtype(DType::F32)?.contiguous()?)?.to_dtype(x.dtype())
             }
-            Self::Float8 { codes, values, scales } => {
-                let weight = values.index_select(&codes.flatten_all()?, 0)?.reshape(codes.shape())?;
+            Self::Codes { codes, values, scales } => {
+                // In 32 bits: the largest number of an index type selects nothing.
+                let at = codes.flatten_all()?.to_dtype(DType::U32)?;
+                let weight = values.index_select(&at, 0)?.reshape(codes.shape())?;
                 let weight = match scales {
                     Some(scales) => weight.broadcast_mul(scales)?,
                     None => weight,
@@ -118,23 +128,31 @@ fn ggml(format: Format) -> Option<GgmlDType> {
         Format::Q4K => GgmlDType::Q4K,
         Format::Q5K => GgmlDType::Q5K,
         Format::Q6K => GgmlDType::Q6K,
-        Format::F8E4M3 | Format::F8E5M2 => return None,
+        Format::F8E4M3 | Format::F8E5M2 | Format::I8 => return None,
     })
 }
 
 /// A [`Weight`] that can be replaced while others hold its layer.
 #[derive(Debug)]
-pub(crate) struct ReplaceableWeight(RwLock<Weight>);
+pub(crate) struct ReplaceableWeight {
+    weight: RwLock<Weight>,
+    /// What matrices are rounded to that are put here.
+    rounding: Option<EightBits>,
+}
 
 impl ReplaceableWeight {
-    /// Takes the weight over.
-    pub(crate) fn new(weight: &Tensor) -> Result<Self> {
-        Ok(Self(RwLock::new(Weight::new(weight)?)))
+    fn holding(weight: Weight) -> Self {
+        Self { weight: RwLock::new(weight), rounding: None }
     }
 
-    /// A weight that comes later.
-    pub(crate) fn absent() -> Self {
-        Self(RwLock::new(Weight::Absent))
+    /// Takes the weight over.
+    pub(crate) fn new(weight: &Tensor) -> Result<Self> {
+        Ok(Self::holding(Weight::new(weight, None)?))
+    }
+
+    /// A weight that comes later, and is then rounded if that is said.
+    pub(crate) fn absent(rounding: Option<EightBits>) -> Self {
+        Self { rounding, ..Self::holding(Weight::Absent) }
     }
 
     /// Frees the present weight.
@@ -142,31 +160,38 @@ impl ReplaceableWeight {
         self.put(Weight::Absent);
     }
 
-    /// The same for a matrix in a format, on `device`.
+    /// The same as [`Self::new`] for a matrix in a format, on `device`.
     pub(crate) fn encoded(weight: &EncodedWeight, device: &Device) -> Result<Self> {
-        Ok(Self(RwLock::new(Weight::encoded(weight, device)?)))
+        Ok(Self::holding(Weight::encoded(weight, device, None)?))
     }
 
     /// The same for a weight on the CPU as its file has it.
     pub(crate) fn stored(rows: StoredRows) -> Result<Self> {
-        Ok(Self(RwLock::new(Weight::Cpu(CpuWeight::stored(rows)?))))
+        Ok(Self::holding(Weight::Cpu(CpuWeight::stored(rows)?)))
+    }
+
+    /// What matrices are rounded to that are put here.
+    pub(crate) fn rounding(&self) -> Option<EightBits> {
+        self.rounding
     }
 
     /// Puts another weight in place of the present one, whose shape the caller has compared. On a GPU it is copied to
     /// where the present one is, if that has its type.
     pub(crate) fn replace(&self, weight: &Tensor) -> Result<()> {
-        if let Weight::Plain(present) = &*self.read()
-            && overwrite(present, weight)?
-        {
-            return Ok(());
+        let stays = match &*self.read() {
+            Weight::Plain(present) => overwrite(present, weight)?,
+            Weight::EightBits(present) => present.overwrite(weight)?,
+            _ => false,
+        };
+        if !stays {
+            self.put(Weight::new(weight, self.rounding)?);
         }
-        self.put(Weight::new(weight)?);
         Ok(())
     }
 
     /// The same for a matrix in a format, on `device`.
     pub(crate) fn replace_encoded(&self, weight: &EncodedWeight, device: &Device) -> Result<()> {
-        self.put(Weight::encoded(weight, device)?);
+        self.put(Weight::encoded(weight, device, self.rounding)?);
         Ok(())
     }
 
@@ -178,15 +203,15 @@ impl ReplaceableWeight {
 
     fn put(&self, weight: Weight) {
         // What is on the CPU is in no graph.
-        if !matches!(weight, Weight::Cpu(_)) {
+        if !matches!(weight, Weight::Cpu(_) | Weight::EightBits(EightBitRows::Cpu(..))) {
             moved();
         }
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = weight;
+        *self.weight.write().unwrap_or_else(PoisonError::into_inner) = weight;
     }
 
     /// The present weight.
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, Weight> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        self.weight.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -199,7 +224,7 @@ mod tests {
     /// The arm of other devices, on candle's CPU.
     #[test]
     fn a_weight_on_a_device_stays_where_it_is() -> Result<()> {
-        let held = ReplaceableWeight(RwLock::new(Weight::Plain(random((5, 7), 1)?)));
+        let held = ReplaceableWeight::holding(Weight::Plain(random((5, 7), 1)?));
         let seen = match &*held.read() {
             Weight::Plain(weight) => weight.clone(),
             other => unreachable!("{other:?}"),

@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use candle_core::{DType, Result, Tensor, bail};
 
 use crate::cpu::{self, Level, by_level};
+use crate::floats::floats;
 use crate::gpu::{self, Launch};
 
 /// `sum_i weight_i * tensor_i`, added from left to right in f32; all tensors have one shape.
@@ -54,7 +55,7 @@ fn on_gpu(terms: &[(f64, &Tensor)]) -> Result<Tensor> {
 const PIECE: usize = 8 << 10;
 
 fn on_cpu(level: Level, terms: &[(f64, &Tensor)]) -> Result<Tensor> {
-    let tensors = terms.iter().map(|(_, t)| cpu::floats(t)).collect::<Result<Vec<_>>>()?;
+    let tensors = terms.iter().map(|(_, t)| floats(t)).collect::<Result<Vec<_>>>()?;
     let tensors = tensors.iter().map(cpu::elements).collect::<Result<Vec<_>>>()?;
     let shape = terms[0].1.shape();
     // SAFETY: `start` writes every element of its chunk.

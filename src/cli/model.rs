@@ -12,7 +12,7 @@ use super::Failure;
 use super::hub::{Download, Finder};
 use crate::engine::pipeline::{PipelineBackend, name_of};
 use crate::engine::{EngineError, LoraChoice, ModelEntry, ModelInfo, Preset};
-use crate::settings::{DeviceChoice, ModelArgs, Precision, RefineMode, ServeArgs};
+use crate::settings::{DeviceChoice, EightBits, ModelArgs, Precision, RefineMode, ServeArgs};
 
 /// Where a model comes from, and what of it is still to be fetched.
 #[derive(Clone)]
@@ -118,6 +118,10 @@ impl Choice {
                 Precision::Fp16 => pipeline::Precision::Fp16,
                 Precision::Bf16 => pipeline::Precision::Bf16,
             },
+            quantisation: args.quantise.map(|to| match to {
+                EightBits::Fp8 => pipeline::EightBits::F8E4M3,
+                EightBits::Int8 => pipeline::EightBits::Int8,
+            }),
             device: match args.device {
                 DeviceChoice::Auto => pipeline::DeviceChoice::Auto,
                 DeviceChoice::Cpu => pipeline::DeviceChoice::Cpu,
@@ -166,6 +170,7 @@ impl Choice {
     fn options_of_another(&self) -> LoadOptions {
         LoadOptions {
             precision: self.options.precision,
+            quantisation: self.options.quantisation,
             device: self.options.device,
             vae_tiling: self.options.vae_tiling,
             memory_bytes: self.options.memory_bytes,

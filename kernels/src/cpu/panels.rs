@@ -23,6 +23,7 @@ pub(super) enum Element {
     Bf16,
     F8E4M3,
     F8E5M2,
+    I8,
 }
 
 impl Element {
@@ -31,7 +32,7 @@ impl Element {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
-            Self::F8E4M3 | Self::F8E5M2 => 1,
+            Self::F8E4M3 | Self::F8E5M2 | Self::I8 => 1,
         }
     }
 }
@@ -52,6 +53,7 @@ fn turn_body<const FUSED: bool>(element: Element, rows: &[&[u8]; PANEL], parts: 
         Element::Bf16 => turn_as::<Bf16, FUSED>(rows, parts, to),
         Element::F8E4M3 => turn_as::<F8E4M3, FUSED>(rows, parts, to),
         Element::F8E5M2 => turn_as::<F8E5M2, FUSED>(rows, parts, to),
+        Element::I8 => turn_as::<I8, FUSED>(rows, parts, to),
     }
 }
 
@@ -247,6 +249,25 @@ impl Stored for F8E5M2 {
     }
 }
 
+struct I8;
+
+impl Stored for I8 {
+    const BYTES: usize = 1;
+
+    #[inline(always)]
+    fn wide(bytes: &[u8]) -> f32 {
+        f32::from(i8::from_le_bytes(first(bytes)))
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn wide_eight(bytes: *const u8) -> std::arch::x86_64::__m256 {
+        use std::arch::x86_64::*;
+        // SAFETY: the caller's contract.
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(bytes.cast()))) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -255,13 +276,15 @@ mod tests {
     /// Every pattern of bits of a type, or of f32 many, in every step of eight and in a rest.
     #[test]
     fn every_element_widens_at_its_place() {
-        for element in [Element::F32, Element::F16, Element::Bf16, Element::F8E4M3, Element::F8E5M2] {
+        use Element::*;
+        for element in [F32, F16, Bf16, F8E4M3, F8E5M2, I8] {
             let wide = |bytes: &[u8]| match element {
                 Element::F32 => f32::from_le_bytes(first(bytes)),
                 Element::F16 => f16::from_le_bytes(first(bytes)).to_f32(),
                 Element::Bf16 => bf16::from_le_bytes(first(bytes)).to_f32(),
                 Element::F8E4M3 => float8::e4m3(bytes[0]),
                 Element::F8E5M2 => float8::e5m2(bytes[0]),
+                Element::I8 => f32::from(bytes[0] as i8),
             };
             for (parts, channels) in [(1, 4096), (1, 7), (9, 40), (9, 3), (4, 11), (25, 1)] {
                 let steps = parts * channels;

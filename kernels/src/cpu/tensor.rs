@@ -3,14 +3,9 @@
 use std::mem::MaybeUninit;
 use std::ops::Deref;
 
-use candle_core::{CpuStorage, DType, Device, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CpuStorage, Device, Result, Shape, Storage, Tensor, bail};
 
 use super::parallel::{STEPS_A_FLOAT, for_each_chunk};
-
-/// `x` as f32 in row-major order; the same tensor where it is that already.
-pub(crate) fn floats(x: &Tensor) -> Result<Tensor> {
-    x.to_dtype(DType::F32)?.contiguous()
-}
 
 /// A borrowed storage, seen as the elements of a tensor in it.
 struct Elements<G> {

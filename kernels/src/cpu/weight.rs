@@ -15,7 +15,7 @@ use super::{Level, by_level};
 use crate::{EncodedWeight, Format, RowBytes, StoredRows};
 
 enum Data {
-    /// Row after row; eight-bit floats may have a scale for each.
+    /// Row after row; numbers of eight bits may have a scale for each.
     Rows {
         bytes: RowBytes,
         element: Element,
@@ -89,7 +89,11 @@ impl CpuWeight {
             Some(panels) => Data::Quantised(Box::new(panels)),
             None => Data::Rows {
                 bytes: Box::new(weight.bytes.clone()),
-                element: if weight.format == Format::F8E4M3 { Element::F8E4M3 } else { Element::F8E5M2 },
+                element: match weight.format {
+                    Format::F8E4M3 => Element::F8E4M3,
+                    Format::I8 => Element::I8,
+                    _ => Element::F8E5M2,
+                },
                 scales: weight.row_scales.clone(),
             },
         };

@@ -7,22 +7,24 @@
 
 use std::collections::HashMap;
 use std::ffi::c_void;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::cublaslt::result::{self, CublasError};
 use candle_core::cuda_backend::cudarc::cublaslt::sys::{
     self, cublasLtEpilogue_t as Epilogue, cublasLtMatmulAlgo_t as RawAlgorithm,
     cublasLtMatmulDescAttributes_t as Attribute, cublasLtMatmulHeuristicResult_t as Suggestion,
-    cublasLtMatmulPreferenceAttributes_t as Preference, cublasStatus_t as Status,
+    cublasLtMatmulPreferenceAttributes_t as Preference, cublasStatus_t as Status, cudaDataType as DataType,
 };
 use candle_core::cuda_backend::cudarc::driver::sys::CUevent_flags;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::cuda::address;
-use super::product::{Algorithm, Layout, Library, Operands, Problem};
+use super::product::{Algorithm, Factors, Layout, Library, Operands, Problem};
+use crate::eight_bit_rows::Coded;
 use crate::tuning::{self, MeasuredWith};
+use crate::{Activation, EightBits};
 
 /// `cublasOperation_t`, which cudarc declares for cuBLAS alone.
 const CUBLAS_OP_T: i32 = 1;
@@ -60,19 +62,40 @@ pub(super) fn linear(
     x: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
-    activation: crate::Activation,
+    activation: Activation,
     residual: Option<&Tensor>,
 ) -> Result<Option<Tensor>> {
-    static OPENED: OnceLock<Option<CublasLt>> = OnceLock::new();
-    let opened = OPENED.get_or_init(|| {
-        CublasLt::open(x.device())
-            .inspect_err(|error| tracing::warn!(%error, "products go without cublasLt"))
-            .ok()
-    });
-    match opened {
+    match opened(x.device()) {
         Some(library) => super::product::linear(library, x, weight, bias, activation, residual),
         None => Ok(None),
     }
+}
+
+/// The same of rows in eight bits, with a result of `dtype`.
+pub(super) fn eight_bit_linear(
+    x: &Coded,
+    weight: &Coded,
+    dtype: DType,
+    bias: Option<&Tensor>,
+    activation: Activation,
+    residual: Option<&Tensor>,
+) -> Result<Option<Tensor>> {
+    match opened(x.codes.device()) {
+        Some(library) => {
+            super::product::eight_bit_linear(library, x, weight, dtype, bias, activation, residual)
+        }
+        None => Ok(None),
+    }
+}
+
+fn opened(device: &Device) -> Option<&'static CublasLt> {
+    static OPENED: OnceLock<Option<CublasLt>> = OnceLock::new();
+    let open = || {
+        CublasLt::open(device)
+            .inspect_err(|error| tracing::warn!(%error, "products go without cublasLt"))
+            .ok()
+    };
+    OPENED.get_or_init(open).as_ref()
 }
 
 impl CublasLt {
@@ -102,9 +125,13 @@ impl CublasLt {
         Ok(Self { handle, stream: stream.clone(), workspace, chosen: Mutex::default() })
     }
 
+    fn chosen(&self) -> MutexGuard<'_, HashMap<Problem, Option<Chosen>>> {
+        self.chosen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The algorithm for a problem, chosen now where it was not before.
     fn choose(&self, problem: &Problem, call: &Call<'_>) -> Result<Option<Algorithm>> {
-        let mut chosen = self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut chosen = self.chosen();
         // In a capture nothing can be timed.
         let measures = tuning::is_measuring() && !super::graph::is_capturing(&self.stream)?;
         match chosen.get(problem) {
@@ -131,6 +158,9 @@ impl CublasLt {
 
 impl Library for CublasLt {
     fn multiply(&self, problem: &Problem, operands: &Operands<'_>) -> Result<Option<Tensor>> {
+        if matches!(self.chosen().get(problem), Some(None)) {
+            return Ok(None);
+        }
         let mut shape = operands.x.dims().to_vec();
         if let Some(last) = shape.last_mut() {
             *last = problem.out;
@@ -141,17 +171,26 @@ impl Library for CublasLt {
         let (a, b, d) = (at(operands.weight)?, at(operands.x)?, at(&y)?);
         let c = operands.residual.map_or(Ok(d), at)?;
         let bias = operands.bias.map(at).transpose()?;
-        if [a, b, c, d, bias.unwrap_or(0)].iter().any(|address| !address.is_multiple_of(ALIGNMENT)) {
+        let scales = match operands.scales {
+            Some([weight, x]) => Some([at(weight)?, at(x)?]),
+            None => None,
+        };
+        let all = [a, b, c, d].into_iter().chain(bias).chain(scales.into_iter().flatten());
+        if all.into_iter().any(|address| !address.is_multiple_of(ALIGNMENT)) {
             return Ok(None);
         }
-        let call = Call::new(self, problem, [a, b, c, d], bias)?;
-        let Some(algorithm) = self.choose(problem, &call)? else { return Ok(None) };
-        if let Err(error) = call.run(&algorithm) {
+        let run = || {
+            let call = Call::new(self, problem, [a, b, c, d], bias, scales)?;
+            let algorithm = self.choose(problem, &call)?;
+            algorithm.as_ref().map(|algorithm| call.run(algorithm)).transpose()
+        };
+        // What an older library does not know is an error of its descriptors.
+        let done = run().unwrap_or_else(|error| {
             tracing::warn!(%error, problem = problem.key(), "this product goes without cublasLt");
-            self.chosen.lock().unwrap_or_else(PoisonError::into_inner).insert(*problem, None);
-            return Ok(None);
-        }
-        Ok(Some(y))
+            self.chosen().insert(*problem, None);
+            None
+        });
+        Ok(done.map(|()| y))
     }
 }
 
@@ -164,17 +203,46 @@ struct Call<'a> {
     d: MatrixLayout,
     /// Of `A`, `B`, `C` and `D`.
     addresses: [u64; 4],
-    beta: f32,
+    /// The factors of the product and of `C`, as bits of the type that sums have.
+    alpha: u32,
+    beta: u32,
 }
 
 impl<'a> Call<'a> {
-    fn new(library: &'a CublasLt, problem: &Problem, addresses: [u64; 4], bias: Option<u64>) -> Result<Self> {
+    /// `scales`: of the weight and of the tokens.
+    fn new(
+        library: &'a CublasLt,
+        problem: &Problem,
+        addresses: [u64; 4],
+        bias: Option<u64>,
+        scales: Option<[u64; 2]>,
+    ) -> Result<Self> {
         let kind = match problem.dtype {
-            DType::F16 => sys::cudaDataType::CUDA_R_16F,
-            DType::BF16 => sys::cudaDataType::CUDA_R_16BF,
-            _ => sys::cudaDataType::CUDA_R_32F,
+            DType::F16 => DataType::CUDA_R_16F,
+            DType::BF16 => DataType::CUDA_R_16BF,
+            DType::I32 => DataType::CUDA_R_32I,
+            _ => DataType::CUDA_R_32F,
         };
-        let operation = Operation::new()?;
+        let factor_kind = match problem.factors {
+            Factors::Plain => kind,
+            Factors::Codes(EightBits::Int8) | Factors::ScaledCodes(EightBits::Int8) => DataType::CUDA_R_8I,
+            Factors::Codes(EightBits::F8E4M3) | Factors::ScaledCodes(EightBits::F8E4M3) => {
+                DataType::CUDA_R_8F_E4M3
+            }
+        };
+        let whole = problem.dtype == DType::I32;
+        let operation = Operation::new(whole)?;
+        if factor_kind == DataType::CUDA_R_8F_E4M3 {
+            // Sums of fewer bits: twice the speed on Hopper, and what PyTorch infers with.
+            operation.set(Attribute::CUBLASLT_MATMUL_DESC_FAST_ACCUM, &1i8)?;
+        }
+        if let Some([weight, x]) = scales {
+            let a_scale_each = sys::cublasLtMatmulMatrixScale_t::CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+            operation.set(Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &a_scale_each)?;
+            operation.set(Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &a_scale_each)?;
+            operation.set(Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &weight)?;
+            operation.set(Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &x)?;
+        }
         operation.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &CUBLAS_OP_T)?;
         let epilogue = match (bias.is_some(), problem.gelu) {
             (false, false) => Epilogue::CUBLASLT_EPILOGUE_DEFAULT,
@@ -186,15 +254,18 @@ impl<'a> Call<'a> {
         if let Some(bias) = bias {
             operation.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias)?;
         }
-        let layout = |layout: Layout| MatrixLayout::new(kind, layout);
-        let (a, b, d) = (layout(problem.a())?, layout(problem.b())?, layout(problem.d())?);
-        let beta = if problem.residual { 1.0 } else { 0.0 };
-        Ok(Self { library, operation, a, b, d, addresses, beta })
+        let a = MatrixLayout::new(factor_kind, problem.a())?;
+        let b = MatrixLayout::new(factor_kind, problem.b())?;
+        let d = MatrixLayout::new(kind, problem.d())?;
+        let alpha = if whole { 1 } else { 1f32.to_bits() };
+        // All bits of 0 are 0 in either type.
+        let beta = if problem.residual { alpha } else { 0 };
+        Ok(Self { library, operation, a, b, d, addresses, alpha, beta })
     }
 
     /// Puts the product on the stream.
     fn run(&self, algorithm: &Algorithm) -> Result<()> {
-        let (one, [a, b, c, d]) = (1f32, self.addresses);
+        let [a, b, c, d] = self.addresses;
         let (workspace, _) = self.library.workspace.device_ptr(&self.library.stream);
         let raw = RawAlgorithm { data: algorithm.words };
         let pointer = |address: u64| address as *const c_void;
@@ -205,7 +276,7 @@ impl<'a> Call<'a> {
             result::matmul(
                 self.library.handle.0,
                 self.operation.0,
-                (&raw const one).cast(),
+                (&raw const self.alpha).cast(),
                 (&raw const self.beta).cast(),
                 pointer(a),
                 self.a.0,
@@ -324,9 +395,12 @@ fn said(error: CublasError) -> candle_core::Error {
 struct Operation(sys::cublasLtMatmulDesc_t);
 
 impl Operation {
-    /// Sums and factors in f32.
-    fn new() -> Result<Self> {
-        let (compute, scale) = (sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, sys::cudaDataType::CUDA_R_32F);
+    /// Sums and factors in 32 bits: whole numbers or floats.
+    fn new(whole: bool) -> Result<Self> {
+        let (compute, scale) = match whole {
+            true => (sys::cublasComputeType_t::CUBLAS_COMPUTE_32I, DataType::CUDA_R_32I),
+            false => (sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, DataType::CUDA_R_32F),
+        };
         result::create_matmul_desc(compute, scale).map(Self).map_err(said)
     }
 
@@ -347,7 +421,7 @@ impl Drop for Operation {
 struct MatrixLayout(sys::cublasLtMatrixLayout_t);
 
 impl MatrixLayout {
-    fn new(kind: sys::cudaDataType, layout: Layout) -> Result<Self> {
+    fn new(kind: DataType, layout: Layout) -> Result<Self> {
         let Layout { rows, columns, stride } = layout;
         result::create_matrix_layout(kind, rows as u64, columns as u64, stride as i64).map(Self).map_err(said)
     }

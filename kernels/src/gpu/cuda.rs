@@ -14,6 +14,7 @@ use candle_core::{DType, Device, Result, Shape, Storage, Tensor, bail};
 
 use super::cudnn::{Request, Session};
 use super::{Argument, Grid, Launch};
+use crate::in_place::moved;
 
 /// The compiled kernels of every `.cu` file by its name: machine code for sm_75, sm_80 and sm_90, and PTX for what
 /// comes after them.
@@ -97,6 +98,7 @@ pub(super) fn address(x: &Tensor, stream: &CudaStream) -> Result<u64> {
         CudaStorageSlice::F16(s) => s.device_ptr(stream).0,
         CudaStorageSlice::BF16(s) => s.device_ptr(stream).0,
         CudaStorageSlice::U8(s) => s.device_ptr(stream).0,
+        CudaStorageSlice::I32(s) => s.device_ptr(stream).0,
         _ => bail!("kernels take no tensors of {:?}", storage.dtype()),
     };
     Ok(first + (start * x.dtype().size_in_bytes()) as u64)
@@ -180,7 +182,12 @@ pub(super) fn ask_cudnn(
         }
     };
     let Some(session) = session else { return Ok(None) };
-    let Some(workspace_bytes) = session.prepare(request) else { return Ok(None) };
+    // Recordings may run the kernels of any plan.
+    let may_go = || {
+        moved();
+        stream.synchronize().is_ok()
+    };
+    let Some(workspace_bytes) = session.prepare(request, may_go) else { return Ok(None) };
     // Freed in the stream's order, so it may go when this function ends.
     // SAFETY: cuDNN expects nothing of what is in it.
     let workspace = unsafe { Tensor::empty(workspace_bytes.max(1), DType::U8, device) }?;

@@ -188,6 +188,9 @@ namespace layer_norm_kernels {
 namespace linear_kernels {
 #include "../linear.cu"
 }
+namespace eight_bit_rows_kernels {
+#include "../eight_bit_rows.cu"
+}
 namespace quantise_kernels {
 #include "../quantise.cu"
 }

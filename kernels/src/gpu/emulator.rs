@@ -60,6 +60,7 @@ fn address(x: &Tensor) -> Result<*const u8> {
         CpuStorage::F16(s) => s.as_ptr().cast(),
         CpuStorage::BF16(s) => s.as_ptr().cast(),
         CpuStorage::U8(s) => s.as_ptr(),
+        CpuStorage::I32(s) => s.as_ptr().cast(),
         _ => bail!("kernels take no tensors of {:?}", x.dtype()),
     };
     Ok(first.wrapping_add(start * x.dtype().size_in_bytes()))

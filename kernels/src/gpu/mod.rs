@@ -10,7 +10,8 @@
 
 use candle_core::{DType, Device, Result, Shape, Tensor, bail};
 
-use crate::Activation;
+use crate::eight_bit_rows::Coded;
+use crate::{Activation, EightBits};
 
 #[cfg(feature = "cuda")]
 mod cublaslt;
@@ -78,6 +79,20 @@ pub fn computes_in_bf16(device: &Device) -> bool {
     }
     let _of_the_cpu = device;
     true
+}
+
+/// Whether a device has tensor cores for numbers of eight bits.
+pub fn multiplies_codes(device: &Device, of: EightBits) -> bool {
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        let needed = match of {
+            EightBits::F8E4M3 => (8, 9),
+            EightBits::Int8 => (7, 5),
+        };
+        return compute_capability(device).is_ok_and(|present| present >= needed);
+    }
+    let _of_the_cpu = (device, of);
+    false
 }
 
 /// What the names of a type's kernels end with.
@@ -304,11 +319,6 @@ fn pair(outputs: Vec<Tensor>) -> Result<(Tensor, Tensor)> {
     }
 }
 
-/// `x` as f32, contiguous: scales, shifts and biases, which kernels read so whatever the type of activations.
-pub(crate) fn wide(x: &Tensor) -> Result<Tensor> {
-    x.to_dtype(DType::F32)?.contiguous()
-}
-
 /// A linear layer in one call of cublasLt; `None` where that cannot do it, or there is no GPU.
 pub(crate) fn linear(
     x: &Tensor,
@@ -322,6 +332,23 @@ pub(crate) fn linear(
         return cublaslt::linear(x, weight, bias, activation, residual);
     }
     let _there_is_no_gpu = (x, weight, bias, activation, residual);
+    Ok(None)
+}
+
+/// The same of rows in eight bits, with a result of `dtype`.
+pub(crate) fn eight_bit_linear(
+    x: &Coded,
+    weight: &Coded,
+    dtype: DType,
+    bias: Option<&Tensor>,
+    activation: Activation,
+    residual: Option<&Tensor>,
+) -> Result<Option<Tensor>> {
+    #[cfg(feature = "cuda")]
+    if x.codes.device().is_cuda() {
+        return cublaslt::eight_bit_linear(x, weight, dtype, bias, activation, residual);
+    }
+    let _there_is_no_gpu = (x, weight, dtype, bias, activation, residual);
     Ok(None)
 }
 

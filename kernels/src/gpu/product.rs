@@ -1,4 +1,5 @@
-//! `activation(x W^T + bias) + residual` as one call of cublasLt, as far as it can do that.
+//! `activation(x W^T + bias) + residual` as one call of cublasLt, as far as it can do that; of numbers of 16 and 32 bits,
+//! and of eight.
 //!
 //! What is asked of the library is decided here, and tested against a stand-in that computes what the library's
 //! documentation says; `cublaslt` passes it on. What the library leaves over, the epilogue kernel does.
@@ -8,14 +9,18 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::suffix;
-use crate::Activation;
+use crate::eight_bit_rows::{Coded, apply_scales};
 use crate::linear::epilogue_on_gpu;
+use crate::{Activation, EightBits};
 
 /// `D = f(A^T B + beta C + bias)`, all matrices column after column; f is GELU's tanh approximation or nothing, and
 /// `C` has the shape of `D`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Problem {
+    /// Of `C`, `D` and the bias.
     pub(crate) dtype: DType,
+    /// What `A` and `B` are in.
+    pub(crate) factors: Factors,
     /// Columns of `A`, rows of `D`, values of the bias: what the layer puts out.
     pub(crate) out: usize,
     /// Columns of `B` and `D`: tokens.
@@ -26,6 +31,17 @@ pub(crate) struct Problem {
     pub(crate) gelu: bool,
     /// `beta` is 1, else 0.
     pub(crate) residual: bool,
+}
+
+/// What is multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Factors {
+    /// Numbers of the result's type.
+    Plain,
+    /// Codes, whose sums are the result.
+    Codes(EightBits),
+    /// Codes, each column of `A` and `B` with a scale, by which its sums are multiplied.
+    ScaledCodes(EightBits),
 }
 
 /// A matrix that is stored column after column.
@@ -58,16 +74,24 @@ impl Problem {
         let Self { out, tokens, depth, .. } = self;
         let also = [(self.bias, " bias"), (self.gelu, " gelu"), (self.residual, " residual")];
         let also: String = also.iter().filter(|(is, _)| *is).map(|(_, name)| *name).collect();
-        format!("linear {} {tokens}x{depth}x{out}{also}", suffix(self.dtype).unwrap_or("other"))
+        let factors = match self.factors {
+            Factors::Plain => String::new(),
+            Factors::Codes(of) => format!("{of:?} "),
+            Factors::ScaledCodes(of) => format!("scaled {of:?} "),
+        };
+        let dtype = suffix(self.dtype).unwrap_or("other");
+        format!("linear {factors}{dtype} {tokens}x{depth}x{out}{also}")
     }
 }
 
-/// What a [`Problem`] is about; all of one type and contiguous.
+/// What a [`Problem`] is about, in its types; all contiguous.
 pub(crate) struct Operands<'a> {
     /// `(out, in)`
     pub(crate) weight: &'a Tensor,
     /// `(.., in)`
     pub(crate) x: &'a Tensor,
+    /// Of the weight's rows and of the tokens, f32, for [`Factors::ScaledCodes`].
+    pub(crate) scales: Option<[&'a Tensor; 2]>,
     /// `(out)`
     pub(crate) bias: Option<&'a Tensor>,
     /// `(.., out)`
@@ -95,6 +119,70 @@ pub(crate) fn linear(
         return Ok(None);
     }
     let x = x.contiguous()?;
+    let problem = Problem {
+        dtype,
+        factors: Factors::Plain,
+        out,
+        tokens,
+        depth,
+        bias: false,
+        gelu: false,
+        residual: false,
+    };
+    let operands = Operands { weight, x: &x, scales: None, bias: None, residual: None };
+    fused(library, problem, operands, bias, activation, residual)
+}
+
+/// The same of rows in eight bits; the result, `(.., out)`, is of `dtype`.
+pub(crate) fn eight_bit_linear(
+    library: &impl Library,
+    x: &Coded,
+    weight: &Coded,
+    dtype: DType,
+    bias: Option<&Tensor>,
+    activation: Activation,
+    residual: Option<&Tensor>,
+) -> Result<Option<Tensor>> {
+    let (of, (out, depth)) = (weight.of, weight.codes.dims2()?);
+    let tokens = x.codes.elem_count() / depth.max(1);
+    if tokens == 0 || x.of != of || suffix(dtype).is_none() {
+        return Ok(None);
+    }
+    let plain = Problem {
+        // What no sum of codes overflows.
+        dtype: if of == EightBits::Int8 { DType::I32 } else { DType::F32 },
+        factors: Factors::Codes(of),
+        out,
+        tokens,
+        depth,
+        bias: false,
+        gelu: false,
+        residual: false,
+    };
+    let operands =
+        || Operands { weight: &weight.codes, x: &x.codes, scales: None, bias: None, residual: None };
+    if of == EightBits::F8E4M3 && dtype != DType::F32 {
+        let problem = Problem { dtype, factors: Factors::ScaledCodes(of), ..plain };
+        let operands = Operands { scales: Some([&weight.scales, &x.scales]), ..operands() };
+        let whole = fused(library, problem, operands, bias, activation, residual)?;
+        if whole.is_some() {
+            return Ok(whole);
+        }
+    }
+    let Some(sums) = library.multiply(&plain, &operands())? else { return Ok(None) };
+    apply_scales(&sums, (&x.scales, &weight.scales), dtype, bias, activation, residual).map(Some)
+}
+
+/// A product with as much of what follows it as the library can do with it; the rest after it.
+fn fused(
+    library: &impl Library,
+    problem: Problem,
+    operands: Operands<'_>,
+    bias: Option<&Tensor>,
+    activation: Activation,
+    residual: Option<&Tensor>,
+) -> Result<Option<Tensor>> {
+    let dtype = problem.dtype;
     let bias_now = bias.filter(|bias| bias.dtype() == dtype && bias.is_contiguous());
     let gelu = activation == Activation::GeluTanh && bias.is_none() == bias_now.is_none();
     // The library adds `C` before the function, a layer its residual after it.
@@ -102,16 +190,8 @@ pub(crate) fn linear(
         .filter(|r| activation == Activation::None && r.dtype() == dtype)
         .map(Tensor::contiguous)
         .transpose()?;
-    let problem = Problem {
-        dtype,
-        out,
-        tokens,
-        depth,
-        bias: bias_now.is_some(),
-        gelu,
-        residual: residual_now.is_some(),
-    };
-    let operands = Operands { weight, x: &x, bias: bias_now, residual: residual_now.as_ref() };
+    let problem = Problem { bias: bias_now.is_some(), gelu, residual: residual_now.is_some(), ..problem };
+    let operands = Operands { bias: bias_now, residual: residual_now.as_ref(), ..operands };
     let Some(y) = library.multiply(&problem, &operands)? else { return Ok(None) };
     let bias = bias.filter(|_| !problem.bias);
     let activation = if gelu { Activation::None } else { activation };
@@ -149,6 +229,8 @@ impl Algorithm {
 mod tests {
     use std::cell::Cell;
 
+    use candle_core::Device;
+
     use super::*;
     use crate::gpu::testing::{TYPES, assert_result, put, seen};
     use crate::testing::{f64s, random};
@@ -158,6 +240,8 @@ mod tests {
     struct StandIn {
         last: Cell<Option<Problem>>,
         refuses: bool,
+        /// As before sm_90.
+        scales_nothing: bool,
     }
 
     impl Library for StandIn {
@@ -166,9 +250,37 @@ mod tests {
             if self.refuses {
                 return Ok(None);
             }
-            for tensor in [Some(operands.x), Some(operands.weight), operands.bias, operands.residual] {
-                assert!(tensor.is_none_or(|t| t.is_contiguous() && t.dtype() == problem.dtype));
+            let (of, scaled) = match problem.factors {
+                Factors::Plain => (None, false),
+                Factors::Codes(of) => (Some(of), false),
+                Factors::ScaledCodes(of) => (Some(of), true),
+            };
+            if self.scales_nothing && scaled {
+                return Ok(None);
             }
+            let factor_type = if of.is_some() { DType::U8 } else { problem.dtype };
+            for tensor in [operands.x, operands.weight] {
+                assert!(tensor.is_contiguous() && tensor.dtype() == factor_type);
+            }
+            for tensor in [operands.bias, operands.residual].into_iter().flatten() {
+                assert!(tensor.is_contiguous() && tensor.dtype() == problem.dtype);
+            }
+            if problem.dtype == DType::I32 {
+                assert!(!problem.bias && !problem.gelu && !problem.residual, "whole numbers are summed only");
+            }
+            assert_eq!(scaled, operands.scales.is_some());
+            let ones = |count| Tensor::ones(count, DType::F32, operands.x.device());
+            let (row_scales, token_scales) = match operands.scales {
+                Some([weight, x]) => (f64s(weight)?, f64s(x)?),
+                None => (f64s(&ones(problem.out)?)?, f64s(&ones(problem.tokens)?)?),
+            };
+            let factors = |x: &Tensor| match of {
+                None => f64s(x),
+                Some(of) => {
+                    let values = of.format().decode(&x.flatten_all()?.to_vec1::<u8>()?, 1, None)?;
+                    Ok(values.into_iter().map(f64::from).collect())
+                }
+            };
             assert_eq!(
                 (problem.bias, problem.residual),
                 (operands.bias.is_some(), operands.residual.is_some())
@@ -178,7 +290,7 @@ mod tests {
                 assert!(row < layout.rows && column < layout.columns && layout.rows <= layout.stride);
                 column * layout.stride + row
             };
-            let (weight, x) = (f64s(operands.weight)?, f64s(operands.x)?);
+            let (weight, x) = (factors(operands.weight)?, factors(operands.x)?);
             let (bias, c) = (operands.bias.map(f64s).transpose()?, operands.residual.map(f64s).transpose()?);
             let mut y = vec![0f32; d.stride * d.columns];
             for column in 0..d.columns {
@@ -186,6 +298,7 @@ mod tests {
                     // Row and step of the transposed `A` are its column and row.
                     let mut sum: f64 =
                         (0..a.rows).map(|step| weight[at(a, step, row)] * x[at(b, step, column)]).sum();
+                    sum *= row_scales[row] * token_scales[column];
                     sum += c.as_ref().map_or(0.0, |c| c[at(d, row, column)]);
                     sum += bias.as_ref().map_or(0.0, |bias| bias[row]);
                     if problem.gelu {
@@ -241,6 +354,50 @@ mod tests {
     }
 
     #[test]
+    fn products_of_codes_are_those_of_what_they_stand_for() -> Result<()> {
+        use Activation::{GeluTanh, None as No, Silu};
+        for of in [EightBits::F8E4M3, EightBits::Int8] {
+            for (dtype, tolerance) in TYPES {
+                for (batch, tokens, depth, out) in [(1, 1, 16, 16), (2, 5, 48, 32), (3, 2, 16, 80)] {
+                    let x = put(&random((batch, tokens, depth), 1)?, dtype)?;
+                    let (w, b) = (put(&random((out, depth), 2)?, DType::F32)?, put(&random(out, 3)?, dtype)?);
+                    let r = put(&random((batch, tokens, out), 4)?, dtype)?;
+                    let (x, w) = (Coded::of(&x, of)?, Coded::of(&w, of)?);
+                    let product = x.decode(DType::F64)?.broadcast_matmul(&w.decode(DType::F64)?.t()?)?;
+                    for activation in [No, GeluTanh, Silu] {
+                        for (bias, residual) in [(None, None), (Some(&b), None), (Some(&b), Some(&r))] {
+                            let mut expected = product.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
+                            if let Some(bias) = bias {
+                                expected = expected.broadcast_add(&seen(bias)?)?;
+                            }
+                            expected = activation.definition(&expected)?;
+                            if let Some(r) = residual {
+                                expected = (expected + seen(r)?)?;
+                            }
+                            for scales_nothing in [false, true] {
+                                let library = StandIn { scales_nothing, ..StandIn::default() };
+                                let y =
+                                    eight_bit_linear(&library, &x, &w, dtype, bias, activation, residual)?;
+                                assert_result(&y.unwrap(), dtype, &expected, tolerance * 3.0)?;
+                                let by_library = matches!(
+                                    library.last.get().unwrap().factors,
+                                    Factors::ScaledCodes(EightBits::F8E4M3)
+                                );
+                                let can = of == EightBits::F8E4M3 && dtype != DType::F32 && !scales_nothing;
+                                assert_eq!(by_library, can);
+                            }
+                            let library = StandIn { refuses: true, ..StandIn::default() };
+                            let y = eight_bit_linear(&library, &x, &w, dtype, bias, activation, residual)?;
+                            assert!(y.is_none());
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
     fn what_cannot_be_done_is_left_to_others() -> Result<()> {
         let (x, w) = (random((3, 8), 1)?, random((5, 8), 2)?);
         let run = |library: &StandIn, x: &Tensor, w: &Tensor| {
@@ -261,6 +418,7 @@ mod tests {
     fn every_problem_has_its_own_key() {
         let problem = Problem {
             dtype: DType::F16,
+            factors: Factors::Plain,
             out: 640,
             tokens: 4096,
             depth: 1280,
@@ -271,6 +429,9 @@ mod tests {
         assert_eq!(problem.key(), "linear f16 4096x1280x640 bias residual");
         let others = [
             Problem { dtype: DType::BF16, ..problem },
+            Problem { factors: Factors::Codes(EightBits::F8E4M3), ..problem },
+            Problem { factors: Factors::ScaledCodes(EightBits::F8E4M3), ..problem },
+            Problem { factors: Factors::Codes(EightBits::Int8), ..problem },
             Problem { out: 641, ..problem },
             Problem { tokens: 4097, ..problem },
             Problem { depth: 1281, ..problem },

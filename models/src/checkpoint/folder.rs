@@ -45,6 +45,9 @@ const WEIGHTS: [&str; 4] = [
 /// Below this size what replaces 16-bit weights on the CPU, a merged LoRA say, is held in 32 bits.
 const WIDEN_BELOW_BYTES: u64 = 1 << 30;
 
+/// What random weights are held in where nothing else is asked for: large models are published so.
+pub const RANDOM_WEIGHTS: DType = DType::BF16;
+
 impl ModelFolder {
     /// A folder on disk that holds a `model_index.json`, or a single file.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
@@ -144,9 +147,8 @@ impl ModelFolder {
     /// ones and eight-bit floats as they are.
     pub fn weights(&self, component: &str, dtype: Option<DType>, device: &Device) -> Result<Weights> {
         let views = match self {
-            // As they are published.
             Self::Published(_) | Self::Untrained(_) => {
-                return Ok(Weights::random(component, dtype.unwrap_or(DType::BF16), device));
+                return Ok(Weights::random(component, dtype.unwrap_or(RANDOM_WEIGHTS), device));
             }
             Self::Embedded(files) => return embedded(files, component, dtype, device),
             Self::Disk(_) | Self::Single(_) => self.views(component)?,

@@ -28,7 +28,7 @@ pub mod weights;
 
 pub use bytes::map_files;
 pub use file::CheckpointFile;
-pub use folder::ModelFolder;
+pub use folder::{ModelFolder, RANDOM_WEIGHTS};
 pub use meter::bytes_read;
 pub use original::Component;
 pub use single_file::SingleFile;

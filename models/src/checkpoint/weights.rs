@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
-use aquatint_kernels::{EncodedWeight, Format, StoredRows};
+use aquatint_kernels::{EightBits, EncodedWeight, Format, StoredRows};
 use candle_core::{DType, Device, Tensor};
 
 use super::file::CheckpointFile;
@@ -50,6 +50,8 @@ struct Component {
     device: Device,
     /// Whether linear layers are held in Q8_0, whatever they are stored in.
     eight_bits: AtomicBool,
+    /// What linear layers are rounded to that are made to be; see [`Weights::rounded`].
+    quantisation: OnceLock<EightBits>,
     layers: Mutex<BTreeMap<String, (Layer, Vec<usize>)>>,
     /// Layers whose weight is read when it is needed, and whether it was replaced, so that it must stay.
     streamed: Mutex<BTreeMap<String, bool>>,
@@ -70,6 +72,8 @@ pub struct Weights {
     prefix: String,
     /// Whether linear layers are made without their weights.
     streams: bool,
+    /// Whether linear layers are rounded, where that was asked for.
+    rounds: bool,
     divisors: Divisors,
 }
 
@@ -96,6 +100,12 @@ pub(super) fn held_as(stored: DType, dtype: Option<DType>, on_cpu: bool) -> DTyp
     }
 }
 
+/// Whether a matrix that is stored in a format is held in it where layers are rounded: blocks are, and codes of the same
+/// kind.
+fn stays_in(format: Format, rounding: Option<EightBits>) -> bool {
+    format.block_len() > 1 || rounding.is_none_or(|to| format == to.format())
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
@@ -116,6 +126,7 @@ impl Weights {
             dtype,
             device: device.clone(),
             eight_bits: AtomicBool::new(false),
+            quantisation: OnceLock::new(),
             layers: Mutex::default(),
             streamed: Mutex::default(),
             used: Mutex::default(),
@@ -124,6 +135,7 @@ impl Weights {
             component: Arc::new(component),
             prefix: String::new(),
             streams: false,
+            rounds: false,
             divisors: Divisors::NONE,
         }
     }
@@ -176,6 +188,11 @@ impl Weights {
         Self { streams: true, ..self.clone() }
     }
 
+    /// The same weights; linear layers made from them multiply in eight bits where [`Self::quantised`] was said.
+    pub fn rounded(&self) -> Self {
+        Self { rounds: true, ..self.clone() }
+    }
+
     /// The same weights; linear and convolutional layers made from them have these divided by two powers of two. Layers
     /// that are replaced later are not.
     pub fn divided(&self, weight: f64, bias: f64) -> Self {
@@ -193,6 +210,23 @@ impl Weights {
     pub fn in_eight_bits(self) -> Self {
         self.component.eight_bits.store(true, Ordering::Relaxed);
         self
+    }
+
+    /// From now on linear layers made from [`Self::rounded`] weights, and their inputs, are rounded to eight bits row by
+    /// row; what is in a block format stays in it. Once said, it holds.
+    #[must_use]
+    pub fn quantised(self, to: Option<EightBits>) -> Self {
+        if let Some(to) = to {
+            let _stays = self.component.quantisation.set(to);
+        }
+        self
+    }
+
+    /// What a new linear layer is rounded to.
+    fn rounding(&self, in_features: usize, out_features: usize) -> Option<EightBits> {
+        // What tensor cores take.
+        let fits = in_features.is_multiple_of(16) && out_features.is_multiple_of(16);
+        self.component.quantisation.get().copied().filter(|_| self.rounds && fits)
     }
 
     fn path(&self, name: &str) -> String {
@@ -338,16 +372,23 @@ impl Weights {
     }
 
     /// A matrix of this stored shape in the type or format weights are held in.
-    fn held_matrix(&self, key: &str, shape: &[usize], dims: (usize, usize)) -> Result<Matrix> {
+    fn held_matrix(
+        &self,
+        key: &str,
+        shape: &[usize],
+        dims: (usize, usize),
+        rounding: Option<EightBits>,
+    ) -> Result<Matrix> {
         if let (None, Source::Files(views)) = (self.component.dtype, &self.component.source)
-            && let Some(StoredType::Encoded(_)) = views.stored_type(key)
+            && let Some(StoredType::Encoded(format)) = views.stored_type(key)
             && self.divisors.weight == 1.0
+            && stays_in(format, rounding)
         {
             self.check(key, shape)?;
             return named(key, views.read(key)?.into_matrix(dims, self.device()));
         }
         let matrix = self.held(key, shape)?.reshape(dims)?;
-        if self.shrinks(dims.1) {
+        if rounding.is_none() && self.shrinks(dims.1) {
             return Ok(Matrix::Encoded(EncodedWeight::q8_0(&matrix)?));
         }
         Ok(Matrix::Tensor(matrix))
@@ -367,13 +408,20 @@ impl Weights {
     }
 
     /// The weight of a linear layer, `(out, in)`, which has `shape` in its file.
-    fn linear_weight(&self, key: &str, shape: &[usize], dims: (usize, usize)) -> Result<Held> {
-        if !self.shrinks(dims.1)
+    fn linear_weight(
+        &self,
+        key: &str,
+        shape: &[usize],
+        dims: (usize, usize),
+        rounding: Option<EightBits>,
+    ) -> Result<Held> {
+        if rounding.is_none()
+            && !self.shrinks(dims.1)
             && let Some(rows) = self.stored_rows(key, shape, &[dims.0, dims.1])?
         {
             return Ok(Held::Rows(rows));
         }
-        Ok(Held::Matrix(self.held_matrix(key, shape, dims)?))
+        Ok(Held::Matrix(self.held_matrix(key, shape, dims, rounding)?))
     }
 
     /// Whether a matrix of so many columns is held in Q8_0 instead of its own type.
@@ -399,20 +447,27 @@ impl Weights {
             _ => vec![out_features, in_features],
         };
         let bias = if bias { Some(here.bias(out_features)?) } else { None };
-        let linear = Arc::new(if self.streams {
-            here.check(&here.path("weight"), &shape)?;
+        let key = here.path("weight");
+        let rounding = self.rounding(in_features, out_features);
+        let linear = if self.streams {
+            here.check(&key, &shape)?;
             lock(&self.component.streamed).insert(here.prefix.clone(), false);
-            Linear::without_weight(in_features, out_features, bias.as_ref())?
+            Linear::without_weight(in_features, out_features, bias.as_ref(), rounding)?
         } else {
-            let key = here.path("weight");
-            match here.linear_weight(&key, &shape, (out_features, in_features))? {
+            match here.linear_weight(&key, &shape, (out_features, in_features), rounding)? {
+                Held::Matrix(matrix) if rounding.is_some() => {
+                    let linear = Linear::without_weight(in_features, out_features, bias.as_ref(), rounding)?;
+                    self.put_matrix(&linear, matrix)?;
+                    linear
+                }
                 Held::Rows(rows) => Linear::stored(rows, bias.as_ref())?,
                 Held::Matrix(Matrix::Tensor(weight)) => Linear::new(&weight, bias.as_ref())?,
                 Held::Matrix(Matrix::Encoded(weight)) => {
                     Linear::encoded(&weight, bias.as_ref(), self.device())?
                 }
             }
-        });
+        };
+        let linear = Arc::new(linear);
         self.remember(name, Layer::Linear(linear.clone()), shape);
         Ok(linear)
     }
@@ -500,20 +555,36 @@ impl Weights {
         layers.iter().any(|(name, (layer, _))| matches!(layer, Layer::Linear(_)) && !self.is_encoded(name))
     }
 
-    /// Whether a layer's weight is held in a format, which no merged weight can be.
+    /// Whether a layer's weight is held in a format, which no merged weight can be. What is rounded row by row is again
+    /// when it was merged.
     pub fn is_encoded(&self, layer: &str) -> bool {
-        self.held_format(layer).is_some()
+        match self.held_format(layer) {
+            Some(StoredType::Encoded(format)) => {
+                self.rounding_of(layer).is_none_or(|to| format != to.format())
+            }
+            _ => false,
+        }
+    }
+
+    fn rounding_of(&self, layer: &str) -> Option<EightBits> {
+        match self.layer(layer) {
+            Ok((Layer::Linear(l), _)) => l.rounding(),
+            _ => None,
+        }
     }
 
     /// The format that a layer's weight is held in; `None` where it is held in one of candle's types.
     fn held_format(&self, layer: &str) -> Option<StoredType> {
+        let rounding = self.rounding_of(layer);
         if let (None, Source::Files(views)) = (self.component.dtype, &self.component.source)
-            && let Some(stored @ StoredType::Encoded(_)) = views.stored_type(&format!("{layer}.weight"))
+            && let Some(stored @ StoredType::Encoded(format)) = views.stored_type(&format!("{layer}.weight"))
+            && stays_in(format, rounding)
         {
             return Some(stored);
         }
-        match self.layer(layer) {
-            Ok((Layer::Linear(l), _)) if self.shrinks(l.in_features()) => {
+        match (rounding, self.layer(layer)) {
+            (Some(to), _) => Some(StoredType::Encoded(to.format())),
+            (None, Ok((Layer::Linear(l), _))) if self.shrinks(l.in_features()) => {
                 Some(StoredType::Encoded(Format::Q8_0))
             }
             _ => None,
@@ -541,16 +612,23 @@ impl Weights {
         let key = format!("{layer}.weight");
         match target {
             Layer::Linear(l) => {
-                match self.linear_weight(&key, &shape, (l.out_features(), l.in_features()))? {
+                match self.linear_weight(&key, &shape, (l.out_features(), l.in_features()), l.rounding())? {
                     Held::Rows(rows) => l.replace_stored(rows)?,
-                    Held::Matrix(Matrix::Tensor(weight)) => l.replace_weight(&weight)?,
-                    Held::Matrix(Matrix::Encoded(weight)) => l.replace_encoded(&weight, self.device())?,
+                    Held::Matrix(matrix) => self.put_matrix(&l, matrix)?,
                 }
             }
             Layer::Conv2d(c) => match self.stored_rows(&key, &shape, &shape)? {
                 Some(rows) => c.replace_stored(rows)?,
                 None => c.replace_weight(&self.held(&key, &shape)?)?,
             },
+        }
+        Ok(())
+    }
+
+    fn put_matrix(&self, layer: &Linear, matrix: Matrix) -> Result<()> {
+        match matrix {
+            Matrix::Tensor(weight) => layer.replace_weight(&weight)?,
+            Matrix::Encoded(weight) => layer.replace_encoded(&weight, self.device())?,
         }
         Ok(())
     }

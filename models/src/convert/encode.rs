@@ -1,6 +1,6 @@
 //! What a tensor is written as.
 
-use aquatint_kernels::Format;
+use aquatint_kernels::{EightBits, Format, quantise_rows};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
@@ -23,9 +23,6 @@ pub enum Encoding {
     /// The matrices of the denoiser's and T5's blocks in eight-bit floats, each row with a scale.
     Float8,
 }
-
-/// The largest number of [`Format::F8E4M3`].
-const LARGEST_FLOAT8: f32 = 448.0;
 
 /// Decides for the tensors of a file.
 pub(super) struct Encoder {
@@ -110,7 +107,7 @@ impl Encoder {
             StoredType::Plain(DType::BF16) => {
                 plain(values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect())
             }
-            StoredType::Encoded(Format::F8E4M3) => Ok(float8(&values, &joined.shape(views))),
+            StoredType::Encoded(Format::F8E4M3) => float8(values, &joined.shape(views)),
             StoredType::Encoded(format) => plain(blocks(values, format)?),
             StoredType::Plain(other) => {
                 Err(Error::invalid(format!("{} cannot become {other:?}", joined.name)))
@@ -119,37 +116,12 @@ impl Encoder {
     }
 }
 
-/// Each row as multiples of a 448th of its largest value, rounded to nearest, ties to even.
-fn float8(values: &[f32], shape: &[usize]) -> Encoded {
+/// Rows of eight-bit floats, each with a scale.
+fn float8(values: Vec<f32>, shape: &[usize]) -> Result<Encoded> {
     let columns = shape.iter().skip(1).product::<usize>().max(1);
-    let (mut bytes, mut scales) = (Vec::with_capacity(values.len()), Vec::new());
-    for row in values.chunks(columns) {
-        let largest = row.iter().fold(0f32, |m, v| m.max(v.abs()));
-        let scale = if largest > 0.0 { largest / LARGEST_FLOAT8 } else { 1.0 };
-        scales.push(scale);
-        bytes.extend(row.iter().map(|v| e4m3(v / scale)));
-    }
-    Encoded { bytes, scales: Some(scales) }
-}
-
-/// The nearest eight-bit float, ties to even. Source: OCP's "8-bit Floating Point Specification", E4M3.
-fn e4m3(value: f32) -> u8 {
-    let sign = if value.is_sign_negative() { 0x80 } else { 0 };
-    let magnitude = value.abs();
-    if magnitude.is_nan() {
-        return sign | 0x7f;
-    }
-    // Below 2^-6 numbers are multiples of 2^-9; above, each power of two has eight.
-    let exponent = (magnitude.to_bits() >> 23) as i32 - 127;
-    let step = 2f32.powi(exponent.max(-6) - 3);
-    let multiples = (magnitude / step).round_ties_even();
-    let rounded = (multiples * step).min(LARGEST_FLOAT8);
-    let exponent = (rounded.to_bits() >> 23) as i32 - 127;
-    if exponent < -6 {
-        return sign | (rounded * 512.0) as u8;
-    }
-    let mantissa = (rounded.to_bits() >> 20) as u8 & 7;
-    sign | ((exponent + 7) as u8) << 3 | mantissa
+    let (codes, scales) =
+        quantise_rows(&Tensor::from_vec(values, ((), columns), &Device::Cpu)?, EightBits::F8E4M3)?;
+    Ok(Encoded { bytes: codes.flatten_all()?.to_vec1()?, scales: Some(scales.flatten_all()?.to_vec1()?) })
 }
 
 /// Rows of whole blocks.
@@ -165,8 +137,8 @@ fn blocks(values: Vec<f32>, format: Format) -> Result<Vec<u8>> {
         Format::Q5K => GgmlDType::Q5K,
         Format::Q6K => GgmlDType::Q6K,
         Format::Q8_0 => GgmlDType::Q8_0,
-        Format::F8E4M3 | Format::F8E5M2 => {
-            return Err(Error::invalid("eight-bit floats are no block format"));
+        Format::F8E4M3 | Format::F8E5M2 | Format::I8 => {
+            return Err(Error::invalid("numbers of eight bits are no block format"));
         }
     };
     let matrix = Tensor::from_vec(values, ((), format.block_len()), &Device::Cpu)?;
@@ -196,7 +168,7 @@ mod tests {
         ] {
             assert_eq!(blocks(values.clone(), format).unwrap(), recorded(name), "{name}");
         }
-        let Encoded { bytes, scales } = float8(&values, &shape);
+        let Encoded { bytes, scales } = float8(values, &shape).unwrap();
         assert_eq!(bytes, recorded("F8_E4M3"));
         let scales: Vec<u8> = scales.unwrap().iter().flat_map(|v| v.to_le_bytes()).collect();
         assert_eq!(scales, recorded("scales"));
@@ -219,21 +191,5 @@ mod tests {
             let error = (square(&errors) / square(&values)).sqrt();
             assert!(error > most / 4.0 && error < most, "{format:?}: {error}");
         }
-    }
-
-    /// Every finite number comes back, and what lies between goes to the nearest.
-    #[test]
-    fn eight_bit_floats_are_the_nearest() {
-        let all: Vec<(u8, f32)> =
-            (0..=0x7eu8).map(|byte| (byte, Format::F8E4M3.decode(&[byte], 1, None).unwrap()[0])).collect();
-        for pair in all.windows(2) {
-            let [(a, low), (b, high)] = pair else { unreachable!() };
-            assert_eq!((e4m3(*low), e4m3(-low)), (*a, 0x80 | a));
-            let middle = (low + high) / 2.0;
-            assert_eq!(e4m3(middle), if a % 2 == 0 { *a } else { *b }, "{middle}");
-            assert_eq!(e4m3(low + (high - low) * 0.49), *a);
-            assert_eq!(e4m3(low + (high - low) * 0.51), *b);
-        }
-        assert_eq!((e4m3(448.0), e4m3(1e9), e4m3(-1e9)), (0x7e, 0x7e, 0xfe));
     }
 }

@@ -167,6 +167,6 @@ fn file_type(format: Format) -> u32 {
         Format::Q4K => 15,
         Format::Q5K => 17,
         Format::Q6K => 18,
-        Format::F8E4M3 | Format::F8E5M2 => 1,
+        Format::F8E4M3 | Format::F8E5M2 | Format::I8 => 1,
     }
 }

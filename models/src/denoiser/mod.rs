@@ -6,7 +6,7 @@ pub mod step_cache;
 pub mod transformer;
 pub mod unet;
 
-use candle_core::Tensor;
+use candle_core::{Tensor, TensorId};
 
 pub use config::UnetConfig;
 pub use flux::{FluxConditioning, FluxConfig, FluxContext, FluxTransformer};
@@ -99,6 +99,14 @@ impl Context {
             (Self::Unet(a), Self::Unet(b)) => a.joins(b),
             (Self::Flux(a), Self::Flux(b)) => a.joins(b),
             _ => false,
+        }
+    }
+
+    /// What a context and its clones have in common, and no other context has.
+    pub(crate) fn id(&self) -> Option<TensorId> {
+        match self {
+            Self::Unet(context) => context.id(),
+            Self::Flux(context) => context.id(),
         }
     }
 

@@ -8,7 +8,7 @@
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::Denoiser;
+use super::{Denoiser, UnetConfig};
 use crate::{Error, Result};
 
 /// Places of DeepCache in each block of a UNet, whatever its depth.
@@ -39,6 +39,15 @@ pub struct DeepCache {
     pub branch_id: usize,
 }
 
+impl DeepCache {
+    /// `(block, layer)`, finest first, of the first layer of the way up that every step computes. Blocks of fewer layers
+    /// begin with their first.
+    pub(crate) fn branch(self, unet: &UnetConfig) -> (usize, usize) {
+        let (block, layer) = (self.branch_id / BRANCHES_A_BLOCK, self.branch_id % BRANCHES_A_BLOCK);
+        (block, layer.min(unet.layers(block)))
+    }
+}
+
 impl StepCache {
     /// What a picture keeps between its steps; `None` where no step would be left out.
     ///
@@ -52,8 +61,9 @@ impl StepCache {
                         "first_block_cache is {threshold}: 0 to 1 is allowed"
                     )));
                 }
-                Ok((threshold > 0.0)
-                    .then(|| Features::FirstBlock(FirstBlockFeatures { threshold, samples: Vec::new() })))
+                Ok((threshold > 0.0).then(|| {
+                    Features::FirstBlock(FirstBlockFeatures { threshold, samples: Vec::new(), reused: 0 })
+                }))
             }
             (Self::Deep(cache), Denoiser::Unet(unet)) => {
                 let DeepCache { interval, branch_id } = cache;
@@ -69,7 +79,7 @@ impl StepCache {
                         branches.saturating_sub(1)
                     )));
                 }
-                Ok((interval > 1).then(|| Features::Deep(DeepFeatures { cache, kept: None })))
+                Ok((interval > 1).then(|| Features::Deep(DeepFeatures { cache, kept: None, reused: 0 })))
             }
             (Self::FirstBlock { .. }, Denoiser::Unet(_)) => {
                 Err(Error::invalid("first_block_cache is for FLUX: this model has cache_interval"))
@@ -90,12 +100,31 @@ pub enum Features {
     Deep(DeepFeatures),
 }
 
+impl Features {
+    /// How often a sample of a step was not computed whole.
+    pub fn reused(&self) -> usize {
+        match self {
+            Self::FirstBlock(features) => features.reused,
+            Self::Deep(features) => features.reused,
+        }
+    }
+
+    /// Drops what is kept, for its memory.
+    pub(crate) fn clear(&mut self) {
+        match self {
+            Self::FirstBlock(features) => features.samples.clear(),
+            Self::Deep(features) => features.kept = None,
+        }
+    }
+}
+
 /// See [`StepCache::FirstBlock`].
 #[derive(Debug)]
 pub struct FirstBlockFeatures {
     pub(super) threshold: f64,
     /// One a sample, once there was a step.
     pub(super) samples: Vec<SampleFeatures>,
+    reused: usize,
 }
 
 /// Of the last step of a sample that was computed whole.
@@ -109,12 +138,16 @@ pub(super) struct SampleFeatures {
 
 impl FirstBlockFeatures {
     /// What the others add to a sample's tokens, where its first block adds about what it did.
-    pub(super) fn of(&self, sample: usize, first: &Tensor) -> Result<Option<&Tensor>> {
+    pub(super) fn reuse(&mut self, sample: usize, first: &Tensor) -> Result<Option<Tensor>> {
         let Some(kept) = self.samples.get(sample) else { return Ok(None) };
         let mean = |t: &Tensor| t.to_dtype(candle_core::DType::F32)?.abs()?.mean_all()?.to_scalar::<f32>();
         let change = mean(&(first - &kept.first)?)? / mean(&kept.first)?;
         // What is no number is not little.
-        Ok((f64::from(change) <= self.threshold).then_some(&kept.others))
+        if f64::from(change) <= self.threshold {
+            self.reused += 1;
+            return Ok(Some(kept.others.clone()));
+        }
+        Ok(None)
     }
 
     /// Keeps a sample's step.
@@ -129,19 +162,16 @@ impl FirstBlockFeatures {
 /// See [`StepCache::Deep`].
 #[derive(Debug)]
 pub struct DeepFeatures {
-    cache: DeepCache,
+    pub(super) cache: DeepCache,
     /// What goes into the first layer of the way up that every step computes.
     pub(super) kept: Option<Tensor>,
+    /// See [`Features::reused`].
+    pub(super) reused: usize,
 }
 
 impl DeepFeatures {
     /// Whether the `index`th timestep of a schedule reuses features.
     pub(super) fn reuses(&self, index: usize) -> bool {
         self.kept.is_some() && !index.is_multiple_of(self.cache.interval)
-    }
-
-    /// `(block, layer)`, finest first, of the first layer of the way up that every step computes.
-    pub(super) fn branch(&self) -> (usize, usize) {
-        (self.cache.branch_id / BRANCHES_A_BLOCK, self.cache.branch_id % BRANCHES_A_BLOCK)
     }
 }

@@ -104,7 +104,7 @@ impl Transformer2D {
         layers: usize,
         groups: usize,
     ) -> Result<Self> {
-        let blocks = weights.pp("transformer_blocks");
+        let blocks = weights.pp("transformer_blocks").rounded();
         Ok(Self {
             norm: weights.group_norm("norm", groups, channels, 1e-6)?,
             proj_in: weights.linear("proj_in", channels, channels, true)?,

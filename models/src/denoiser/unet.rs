@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use aquatint_kernels::{Recorder, timestep_embedding, upsample_nearest};
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{D, DType, Device, Tensor, TensorId};
 
 use super::config::UnetConfig;
 use super::step_cache::DeepFeatures;
@@ -61,6 +61,11 @@ impl UnetContext {
     fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         let prompt = self.prompt.iter().flatten().flat_map(|(keys, values)| [keys, values]);
         prompt.chain(&self.added).chain(&self.guidance)
+    }
+
+    /// See [`super::Context::id`].
+    pub(super) fn id(&self) -> Option<TensorId> {
+        self.tensors().next().map(Tensor::id)
     }
 
     /// The same context made of other tensors, in the order of [`Self::tensors`].
@@ -318,15 +323,13 @@ impl UNet2DCondition {
         features: &mut DeepFeatures,
         index: usize,
     ) -> Result<Tensor> {
-        let (block, layer) = features.branch();
-        // Blocks of fewer layers begin with their first.
-        let layers = self.config.layers(block);
         let deep = features.kept.as_ref().filter(|_| features.reuses(index));
-        let depth = Depth { branch: Some((block, layer.min(layers))), deep };
+        let depth = Depth { branch: Some(features.cache.branch(&self.config)), deep };
         let embedded = self.embed(timesteps, latents.device())?;
         let (output, kept) = self.run(latents, &embedded, context, depth)?;
-        if kept.is_some() {
-            features.kept = kept;
+        match kept {
+            Some(kept) => features.kept = Some(kept),
+            None => features.reused += timesteps.len(),
         }
         Ok(output)
     }

@@ -1,6 +1,6 @@
 //! One picture in the making.
 
-use candle_core::{D, Tensor};
+use candle_core::{D, Tensor, TensorId};
 
 use super::Pipeline;
 use super::memory::Extent;
@@ -18,8 +18,8 @@ pub struct Denoising {
     pub(super) width: u32,
     pub(super) height: u32,
     pub(super) latents: Tensor,
-    /// What the last model output says the latents will be in the end, for previews.
-    pub(super) denoised: Option<Tensor>,
+    /// What the last step of this stage went from.
+    pub(super) last: Option<Evaluated>,
     pub(super) noise: TorchGenerator,
     pub(super) stage: Stage,
     pub(super) refiner: Option<Stage>,
@@ -33,6 +33,8 @@ pub struct Denoising {
 pub(super) struct Stage {
     pub(super) sampler: Sampler,
     pub(super) context: Context,
+    /// With those of its batch, where it is the first.
+    pub(super) joined: Option<Joined>,
     /// `None` runs the denoiser once a step.
     pub(super) guidance_scale: Option<f64>,
     pub(super) refining: bool,
@@ -40,6 +42,36 @@ pub(super) struct Stage {
     pub(super) features: Option<Features>,
     /// Where in its schedule it began.
     pub(super) began_at: usize,
+}
+
+/// The contexts of a batch in one: hundreds of tensors, which stay where they are as long as the batch stays the same.
+#[derive(Debug)]
+pub(super) struct Joined {
+    of: Vec<Option<TensorId>>,
+    context: Context,
+}
+
+impl Joined {
+    /// Of a batch that is not empty: what its first kept of the last step, or anew.
+    fn of(batch: &mut [&mut Denoising]) -> Result<Self> {
+        let of: Vec<_> = batch.iter().map(|d| d.stage.context.id()).collect();
+        match batch.first_mut().and_then(|first| first.stage.joined.take()) {
+            Some(kept) if kept.of == of => Ok(kept),
+            _ => {
+                let contexts: Vec<_> = batch.iter().map(|d| &d.stage.context).collect();
+                Ok(Self { of, context: Context::cat(&contexts)? })
+            }
+        }
+    }
+}
+
+/// An evaluation of the denoiser.
+#[derive(Debug)]
+pub(super) struct Evaluated {
+    /// Its place in the schedule.
+    index: usize,
+    latents: Tensor,
+    model_output: Tensor,
 }
 
 /// What inpainting keeps.
@@ -77,6 +109,22 @@ impl Denoising {
     pub fn latents(&self) -> &Tensor {
         &self.latents
     }
+
+    /// Runs of the denoiser so far that reused features of earlier ones; one of which only half of the samples did is half
+    /// a run.
+    pub fn reused(&self) -> usize {
+        self.stage.features.as_ref().map_or(0, Features::reused) / self.stage.samples()
+    }
+
+    /// What the last step says the latents will be in the end, for previews; before there is one, the latents.
+    pub(super) fn denoised(&self) -> Result<Tensor> {
+        match &self.last {
+            Some(Evaluated { index, latents, model_output }) => {
+                self.stage.sampler.denoised(*index, model_output, latents)
+            }
+            None => Ok(self.latents.clone()),
+        }
+    }
 }
 
 impl Pipeline {
@@ -112,7 +160,7 @@ impl Pipeline {
         };
         for part in batch.chunks_mut(most) {
             let outputs = self.predict(part)?;
-            part.iter_mut().zip(outputs).try_for_each(|(denoising, output)| denoising.advance(&output))?;
+            part.iter_mut().zip(outputs).try_for_each(|(denoising, output)| denoising.advance(output))?;
         }
         Ok(())
     }
@@ -127,17 +175,19 @@ impl Pipeline {
         let (mut inputs, mut timesteps) = (Vec::new(), Vec::new());
         for denoising in batch.iter() {
             let (input, t) = denoising.input()?;
-            for _ in 0..denoising.stage.samples() {
-                inputs.push(input.clone());
-                timesteps.push(t);
-            }
+            let samples = denoising.stage.samples();
+            let (_, height, width, channels) = input.dims4()?;
+            inputs.push(input.expand((samples, height, width, channels))?);
+            timesteps.extend(std::iter::repeat_n(t, samples));
         }
-        let inputs = if inputs.len() == 1 { inputs.remove(0) } else { Tensor::cat(&inputs, 0)? };
+        let inputs = Tensor::cat(&inputs, 0)?.contiguous()?;
         let outputs = match &mut *batch {
             [alone] => alone.stage.run(denoiser, &inputs, &timesteps)?,
             several => {
-                let contexts: Vec<_> = several.iter().map(|d| &d.stage.context).collect();
-                denoiser.forward(&inputs, &timesteps, &Context::cat(&contexts)?)?
+                let joined = Joined::of(several)?;
+                let outputs = denoiser.forward(&inputs, &timesteps, &joined.context)?;
+                several[0].stage.joined = Some(joined);
+                outputs
             }
         };
         let mut at = 0;
@@ -170,6 +220,7 @@ impl Denoising {
             && let Some(refiner) = self.refiner.take()
         {
             self.stage = refiner;
+            self.last = None;
         }
     }
 
@@ -185,11 +236,11 @@ impl Denoising {
     }
 
     /// Moves the latents one step on.
-    fn advance(&mut self, model_output: &Tensor) -> Result<()> {
+    fn advance(&mut self, model_output: Tensor) -> Result<()> {
         let (step, steps) = (self.done + 1, self.steps());
         let Self { latents, noise, stage, inpaint, .. } = self;
-        let denoised = stage.sampler.denoised(model_output, latents)?;
-        let mut next = stage.sampler.step(model_output, latents, noise)?;
+        let index = stage.sampler.position();
+        let mut next = stage.sampler.step(&model_output, latents, noise)?;
         if let Some(Inpaint::Blend { mask, image_latents, noise }) = inpaint {
             next = stage.put_back(&next, mask, image_latents, noise)?;
         }
@@ -197,8 +248,15 @@ impl Denoising {
         if (next.device().is_cpu() || step >= steps) && !is_finite(&next)? {
             return Err(Error::NotFinite(format!("the latents after step {step} are")));
         }
-        (self.latents, self.denoised) = (next, Some(denoised));
+        let latents = std::mem::replace(&mut self.latents, next);
+        self.last = Some(Evaluated { index, latents, model_output });
         self.done = step;
+        if self.is_done()
+            && let Some(features) = &mut self.stage.features
+        {
+            // There is no next step, and decoding needs the memory.
+            features.clear();
+        }
         Ok(())
     }
 }
@@ -243,5 +301,35 @@ impl Stage {
         };
         let repainted = latents.broadcast_mul(mask)?;
         Ok((repainted + kept.broadcast_mul(&mask.affine(-1.0, 1.0)?)?)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipeline::{GenerationRequest, LoadOptions, ModelSource};
+
+    #[test]
+    fn contexts_are_joined_anew_where_the_batch_is_another() {
+        let pipeline = Pipeline::load(&ModelSource::Builtin, &LoadOptions::default()).unwrap();
+        let start = |prompt: &str| pipeline.start(&GenerationRequest::new(prompt, 1)).unwrap();
+        let prompts = ["a red apple", "a blue boat", "a green tree"];
+        let (mut together, mut alone) = (prompts.map(start), prompts.map(start));
+        let mut kept = Vec::new();
+        for members in [&[0, 1, 2][..], &[0, 1, 2], &[0, 2], &[0, 1, 2]] {
+            let is_member = |(i, denoising)| members.contains(&i).then_some(denoising);
+            let mut batch: Vec<_> = together.iter_mut().enumerate().filter_map(is_member).collect();
+            pipeline.step_together(&mut batch).unwrap();
+            members.iter().for_each(|&i| pipeline.step(&mut alone[i]).unwrap());
+            kept.push(together[0].stage.joined.as_ref().and_then(|joined| joined.context.id()));
+        }
+        assert_eq!(kept[0], kept[1]);
+        assert!(kept[1] != kept[2] && kept[2] != kept[3] && kept[3] != kept[0]);
+        for (a, b) in together.iter().zip(&alone) {
+            let difference = (&a.latents - &b.latents).unwrap().abs().unwrap().max_all().unwrap();
+            assert!(difference.to_scalar::<f32>().unwrap() < 1e-4);
+        }
+        let other = (&alone[0].latents - &alone[2].latents).unwrap().abs().unwrap().max_all().unwrap();
+        assert!(other.to_scalar::<f32>().unwrap() > 0.1, "another prompt shows");
     }
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use aquatint_kernels::EightBits;
 use candle_core::{DType, Device};
 use serde::Deserialize;
 
@@ -75,6 +76,8 @@ pub enum DeviceChoice {
 pub struct LoadOptions {
     /// What weights are held in.
     pub precision: Precision,
+    /// What the matrices of the denoiser's transformer blocks and their inputs are rounded to, row by row. Lossy.
+    pub quantisation: Option<EightBits>,
     /// Which device to compute on.
     pub device: DeviceChoice,
     /// A safetensors file whose UNet replaces the folder's, or a safetensors or GGUF file whose transformer does.
@@ -131,6 +134,9 @@ impl Pipeline {
         let _alone = aquatint_kernels::NoRecording::start();
         let device = device(options.device)?;
         let share = DeviceShare(device.clone());
+        if let Some(to) = options.quantisation {
+            tell_of(to, &device);
+        }
         let folder = source.folder()?;
         let index: ModelIndex = folder.json("model_index.json")?;
         if is_flux(&index) {
@@ -156,7 +162,7 @@ impl Pipeline {
         let prompts = PromptCache::new(PROMPTS_KEPT);
         // Most of what is read is the UNet. What is needed before it, and after, is loaded and used meanwhile.
         let (rest, unet) = std::thread::scope(|scope| {
-            let unet = scope.spawn(|| unet(&folder, unet_config, options.unet.as_deref(), dtype, &device));
+            let unet = scope.spawn(|| unet(&folder, unet_config, options.unet.as_deref(), options, &device));
             let rest = || -> Result<_> {
                 let encoders = TextEncoders::load(&folder, family, options, &device)?;
                 if let Some(request) = &options.first_request {
@@ -175,11 +181,8 @@ impl Pipeline {
         });
         let unet = unet.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         let (TextEncoders { text_encoder, text_encoder_2 }, vae) = rest?;
-        let refiner = options
-            .refiner
-            .as_ref()
-            .map(|path| refiner(path, family, options, dtype, &device))
-            .transpose()?;
+        let refiner =
+            options.refiner.as_ref().map(|path| refiner(path, family, options, &device)).transpose()?;
         needs.activation = unet.activations().size_in_bytes() as u64;
         needs.vae_activation = vae.activations().size_in_bytes() as u64;
         let info = info(&folder, &index, family, unet.config(), &scheduler, vae.downscale())?;
@@ -361,6 +364,21 @@ fn cuda() -> Result<Device> {
     Err(Error::invalid("device cuda: this program was built without CUDA support, cpu is available"))
 }
 
+/// Says what a device makes of matrices in eight bits.
+fn tell_of(quantisation: EightBits, device: &Device) {
+    let multiplies = aquatint_kernels::multiplies_codes(device, quantisation);
+    match (multiplies, device.is_cpu()) {
+        (true, _) => tracing::info!(?quantisation, "the denoiser's blocks multiply in eight bits"),
+        (false, true) => {
+            tracing::warn!(?quantisation, "the CPU rounds as a GPU would, and is no faster for it")
+        }
+        (false, false) => tracing::warn!(
+            ?quantisation,
+            "this GPU has no tensor cores for it: it takes less memory, and more time"
+        ),
+    }
+}
+
 /// The text encoders of Stable Diffusion.
 struct TextEncoders {
     text_encoder: Option<TextEncoder>,
@@ -411,14 +429,15 @@ fn unet(
     folder: &ModelFolder,
     config: UnetConfig,
     file: Option<&Path>,
-    dtype: Option<DType>,
+    options: &LoadOptions,
     device: &Device,
 ) -> Result<UNet2DCondition> {
+    let dtype = options.precision.dtype(device);
     let weights = match file {
         None => folder.weights("unet", dtype, device)?,
         Some(path) => Weights::open("unet", &[path.to_owned()], dtype, device)?,
     };
-    UNet2DCondition::new(config, &weights)
+    UNet2DCondition::new(config, &weights.quantised(options.quantisation))
 }
 
 /// A VAE from a file, or from the folder of one component as `madebyollin/sdxl-vae-fp16-fix` is published.
@@ -467,20 +486,14 @@ pub(super) fn scheduler(folder: &ModelFolder, family: Family) -> Result<Schedule
     })
 }
 
-fn refiner(
-    path: &Path,
-    base: Family,
-    options: &LoadOptions,
-    dtype: Option<DType>,
-    device: &Device,
-) -> Result<Refiner> {
+fn refiner(path: &Path, base: Family, options: &LoadOptions, device: &Device) -> Result<Refiner> {
     if base != Family::Sdxl {
         let text = format!("a refiner is SDXL's second stage, this model is {}", base.name());
         return Err(Error::file(path, text));
     }
     let folder = ModelFolder::open(path)?;
     let index: ModelIndex = folder.json("model_index.json")?;
-    let unet = unet(&folder, folder.json("unet/config.json")?, None, dtype, device)?;
+    let unet = unet(&folder, folder.json("unet/config.json")?, None, options, device)?;
     if family(&folder, &index, unet.config())? != Family::SdxlRefiner {
         return Err(Error::file(
             path,
@@ -494,7 +507,14 @@ fn refiner(
         )));
     }
     Ok(Refiner {
-        text_encoder_2: TextEncoder::load(&folder, "text_encoder_2", "tokenizer_2", None, dtype, device)?,
+        text_encoder_2: TextEncoder::load(
+            &folder,
+            "text_encoder_2",
+            "tokenizer_2",
+            None,
+            options.precision.dtype(device),
+            device,
+        )?,
         unet: Denoiser::Unet(Box::new(unet)),
         scheduler: scheduler(&folder, Family::SdxlRefiner)?,
         starts_at,

@@ -159,6 +159,7 @@ impl Parts<'_> {
             Some(path) => Weights::open("transformer", std::slice::from_ref(path), dtype, self.device),
         };
         let weights = open(self.dtype_of("transformer_blocks.0.attn.to_q", open)?)?;
+        let weights = weights.quantised(self.options.quantisation);
         let weights = if eight_bits { weights.in_eight_bits() } else { weights };
         let options = FluxOptions {
             modulation: match modulation {
@@ -220,7 +221,7 @@ impl Parts<'_> {
         let (report, (t5_bytes, t5_transient)) = (transformer.weight_report(), t5.weight_bytes());
         let rest = [("text_encoder", &self.options.text_encoder), ("vae", &self.options.vae)];
         let rest = rest.map(|(part, file)| match file {
-            None => self.folder.held_bytes(part, self.dtype, self.device.is_cpu()),
+            None => super::memory::held_bytes(self.folder, part, self.dtype, self.device),
             // Widened to 32 bits at most.
             Some(path) => Ok(2 * path.metadata().map_or(0, |file| file.len())),
         });
@@ -233,7 +234,9 @@ impl Parts<'_> {
                 t5: t5_bytes,
                 t5_transient,
                 rest: rest.into_iter().sum::<Result<u64>>()?,
-                can_shrink: self.options.precision == Precision::Auto && transformer.weights().is_wide(),
+                can_shrink: self.options.precision == Precision::Auto
+                    && self.options.quantisation.is_none()
+                    && transformer.weights().is_wide(),
             },
             widths: Widths {
                 hidden: self.config.inner_dim() as u64,
@@ -257,6 +260,7 @@ fn extent(info: &ModelInfo, text_tokens: usize) -> Extent {
         image_tokens: pictures * tokens * tokens,
         text_tokens: text_tokens as u64,
         samples: 1,
+        step_cache: None,
     }
 }
 

@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::denoiser::{DeepCache, StepCache};
 pub use aquatint_kernels::DeviceMemory;
+pub use aquatint_kernels::EightBits;
 pub use denoising::Denoising;
 pub use latent_resize::Interpolation;
 pub use load::{DeviceChoice, LoadOptions, ModelSource, Precision};

@@ -51,8 +51,7 @@ impl Pipeline {
                 self.preview.get_or_init(|| map)
             }
         };
-        let latents = denoising.denoised.as_ref().unwrap_or(&denoising.latents);
-        map.picture(latents)
+        map.picture(&denoising.denoised()?)
     }
 }
 
@@ -163,6 +162,7 @@ impl LeastSquares {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pipeline::{GenerationRequest, LoadOptions, ModelSource};
 
     #[test]
     fn finds_the_map_that_made_the_colours() {
@@ -195,6 +195,29 @@ mod tests {
         }
         // Even this small VAE is linear enough for more than half of the variance.
         assert!(error < spread / 2.0, "{error} of {spread}");
+    }
+
+    #[test]
+    fn a_preview_shows_where_the_last_step_points() {
+        let pipeline = Pipeline::load(&ModelSource::Builtin, &LoadOptions::default()).unwrap();
+        let map = LatentToRgb::of(&pipeline.vae, &Device::Cpu).unwrap();
+        let request = GenerationRequest {
+            scheduler: Some("Euler".to_owned()),
+            num_inference_steps: Some(3),
+            ..GenerationRequest::new("a red apple", 1)
+        };
+        let mut denoising = pipeline.start(&request).unwrap();
+        let difference = |denoising: &Denoising| {
+            let (seen, latents) = (pipeline.preview(denoising).unwrap(), map.picture(&denoising.latents));
+            let pairs = seen.into_raw().into_iter().zip(latents.unwrap().into_raw());
+            pairs.map(|(a, b)| a.abs_diff(b)).max().unwrap()
+        };
+        assert_eq!(difference(&denoising), 0, "before the first there are the latents alone");
+        for step in 1..=3 {
+            pipeline.step(&mut denoising).unwrap();
+            // Euler's last step goes all the way.
+            assert_eq!(difference(&denoising) > 1, step < 3, "step {step}");
+        }
     }
 
     #[test]

@@ -74,12 +74,13 @@ impl Pipeline {
             width: width as u32,
             height: height as u32,
             latents,
-            denoised: None,
+            last: None,
             noise,
             stage: Stage {
                 began_at: sampler.position(),
                 sampler,
                 context,
+                joined: None,
                 guidance_scale: cfg_scale,
                 refining: false,
                 features,
@@ -106,7 +107,7 @@ impl Pipeline {
 
     /// Whether the VAE works in tiles: because that was asked for, or nothing else fits.
     pub(super) fn tiles(&self, pixels: usize) -> bool {
-        let picture = Extent { pixels: pixels as u64, image_tokens: 0, text_tokens: 0, samples: 0 };
+        let picture = Extent { pixels: pixels as u64, ..Extent::default() };
         self.vae_tiling || self.memory.needs_tiles(&picture, self.memory.room_on(&self.device))
     }
 
@@ -122,6 +123,7 @@ impl Pipeline {
             image_tokens: tokens as u64 + reference,
             text_tokens: request.max_sequence_length.unwrap_or(self.max_sequence_length) as u64,
             samples,
+            step_cache: request.step_cache,
         }
     }
 
@@ -168,6 +170,7 @@ impl Pipeline {
             began_at: sampler.position(),
             sampler,
             context,
+            joined: None,
             guidance_scale: guided.then_some(guidance_scale),
             refining: true,
             // Its few steps are all computed.

@@ -198,7 +198,8 @@ impl Sampler {
     /// # Errors
     /// The run is over.
     pub fn scale_model_input(&self, sample: &Tensor) -> Result<Tensor> {
-        let scale = self.evaluation(sample, sample)?.level().scale;
+        self.check(self.position, sample, sample)?;
+        let scale = self.plan.levels[self.position].scale;
         Ok(if scale == 1.0 { sample.clone() } else { weighted_sum(&[(1.0 / scale, sample)])? })
     }
 
@@ -213,28 +214,24 @@ impl Sampler {
         sample: &Tensor,
         noise: &mut TorchGenerator,
     ) -> Result<Tensor> {
-        self.check(model_output, sample)?;
+        self.check(self.position, model_output, sample)?;
         let at = Evaluation { plan: &self.plan, index: self.position, model_output, sample };
         let next = self.solver.step(at, noise)?;
         self.position += 1;
         Ok(next)
     }
 
-    /// The denoised sample that the model's output implies at the next evaluation, for previews.
+    /// The denoised sample that the model's output implies at evaluation `index`, for previews.
     ///
     /// # Errors
-    /// As [`Sampler::step`].
-    pub fn denoised(&self, model_output: &Tensor, sample: &Tensor) -> Result<Tensor> {
-        self.solver.denoised(self.evaluation(model_output, sample)?)
+    /// `index` is past the end, or the shapes differ.
+    pub fn denoised(&self, index: usize, model_output: &Tensor, sample: &Tensor) -> Result<Tensor> {
+        self.check(index, model_output, sample)?;
+        self.solver.denoised(Evaluation { plan: &self.plan, index, model_output, sample })
     }
 
-    fn evaluation<'a>(&'a self, model_output: &'a Tensor, sample: &'a Tensor) -> Result<Evaluation<'a>> {
-        self.check(model_output, sample)?;
-        Ok(Evaluation { plan: &self.plan, index: self.position, model_output, sample })
-    }
-
-    fn check(&self, model_output: &Tensor, sample: &Tensor) -> Result<()> {
-        if self.is_done() {
+    fn check(&self, index: usize, model_output: &Tensor, sample: &Tensor) -> Result<()> {
+        if index >= self.end {
             return Err(Error::invalid(format!("the sampler has made all its {} evaluations", self.end)));
         }
         if model_output.dims() != sample.dims() {

@@ -237,7 +237,7 @@ fn a_run_begins_and_ends_where_it_is_told() {
     assert!(sampler.is_done());
     for text in [
         refusal(sampler.step(&x, &x, &mut noise)),
-        refusal(sampler.denoised(&x, &x)),
+        refusal(sampler.denoised(sampler.position(), &x, &x)),
         refusal(sampler.scale_model_input(&x)),
     ] {
         assert!(text.contains("all its 6 evaluations"), "{text}");

@@ -94,7 +94,7 @@ impl Config {
         Ok(())
     }
 
-    fn has_projection(&self) -> bool {
+    pub(crate) fn has_projection(&self) -> bool {
         self.architectures.iter().any(|a| a == "CLIPTextModelWithProjection")
     }
 }

@@ -100,6 +100,16 @@ impl MidBlock {
     }
 }
 
+/// A network from one tensor to another, through its recorder.
+fn recorded(recorder: &Recorder, x: &Tensor, run: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    let not_one = || Error::invalid("half a VAE takes one tensor and gives one");
+    let outputs = recorder.run(&[x], |inputs| match inputs {
+        [x] => Ok(vec![run(x)?]),
+        _ => Err(not_one()),
+    })?;
+    outputs.into_iter().next().ok_or_else(not_one)
+}
+
 /// Residual blocks, then the convolution that goes with halving or doubling the sides.
 #[derive(Debug)]
 struct Stage {
@@ -110,6 +120,7 @@ struct Stage {
 /// A picture to the moments of its latents.
 #[derive(Debug)]
 pub(super) struct Encoder {
+    recorder: Recorder,
     conv_in: Arc<Conv2d>,
     down_blocks: Vec<Stage>,
     mid_block: MidBlock,
@@ -134,6 +145,7 @@ impl Encoder {
             });
         }
         Ok(Self {
+            recorder: Recorder::default(),
             conv_in: range.writing(weights).conv2d(
                 "conv_in",
                 config.in_channels,
@@ -152,6 +164,10 @@ impl Encoder {
     /// `x`: `(batch, height, width, 3)` in -1..1; returns `(batch, height / d, width / d, 2 * latent_channels)`:
     /// means, then logarithms of variances.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        recorded(&self.recorder, x, |x| self.run(x))
+    }
+
+    fn run(&self, x: &Tensor) -> Result<Tensor> {
         let mut h = self.conv_in.forward(x)?;
         for block in &self.down_blocks {
             for resnet in &block.resnets {
@@ -219,11 +235,7 @@ impl Decoder {
     /// `z`: `(batch, height, width, latent_channels)`, unscaled; returns `(batch, height * d, width * d, 3)`, about
     /// -1..1.
     pub(super) fn forward(&self, z: &Tensor) -> Result<Tensor> {
-        let outputs = self.recorder.run(&[z], |inputs| match inputs {
-            [z] => Ok(vec![self.run(z)?]),
-            _ => Err(Error::invalid("a decoder takes latents alone")),
-        })?;
-        outputs.into_iter().next().ok_or_else(|| Error::invalid("a decoder without an output"))
+        recorded(&self.recorder, z, |z| self.run(z))
     }
 
     fn run(&self, z: &Tensor) -> Result<Tensor> {

@@ -19,10 +19,27 @@ struct Gpu {
     properties: Value,
 }
 
-/// Facts of NVIDIA's data sheets and of the CUDA programming guide's table of compute capabilities, under the names that
-/// cuDNN writes them by; sizes in bytes.
+/// In what GPUs differ, under the names that cuDNN writes them by; sizes in bytes, rates in kHz.
+const PROPERTIES: [&str; 9] = [
+    "multiProcessorCount",
+    "totalGlobalMem",
+    "l2CacheSize",
+    "maxSharedMemoryPerBlockOptin",
+    "reservedSharedMemoryPerBlock",
+    "maxThreadsPerSM",
+    "maxCtasPerSM",
+    "smClockRateKHz",
+    "memClockRateKHz",
+];
+
+/// Facts of NVIDIA's data sheets and of the CUDA programming guide's table of compute capabilities.
 fn gpus() -> [Gpu; 3] {
-    let gpu = |name: &str, compute_capability: u32, more: Value| {
+    [
+        ("T4", 75, [40, 15 << 30, 4 << 20, 64 << 10, 0, 1024, 16, 1_590_000, 5_001_000]),
+        ("A10G", 86, [80, 22 << 30, 6 << 20, 99 << 10, 1 << 10, 1536, 16, 1_710_000, 6_251_000]),
+        ("H100", 90, [132, 79u64 << 30, 50 << 20, 227 << 10, 1 << 10, 2048, 32, 1_980_000, 2_619_000]),
+    ]
+    .map(|(name, compute_capability, values)| {
         let mut properties = json!({
             "deviceName": name, "deviceVer": compute_capability * 10, "driverVer": 13000,
             "cudaDeviceId": 0, "pciDeviceId": 0, "isTccDriver": 0, "supportCoopLaunch": 1,
@@ -30,38 +47,9 @@ fn gpus() -> [Gpu; 3] {
             "maxGridSize": [2147483647, 65535, 65535], "regsPerBlock": 65536, "maxRegistersPerSM": 65536,
             "maxSharedMemoryPerBlock": 48 << 10,
         });
-        properties.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        PROPERTIES.iter().zip(values).for_each(|(property, value)| properties[property] = json!(value));
         Gpu { compute_capability, properties }
-    };
-    [
-        gpu(
-            "T4",
-            75,
-            json!({
-                "multiProcessorCount": 40, "totalGlobalMem": 15u64 << 30, "l2CacheSize": 4 << 20,
-                "maxSharedMemoryPerBlockOptin": 64 << 10, "reservedSharedMemoryPerBlock": 0,
-                "maxThreadsPerSM": 1024, "maxCtasPerSM": 16, "smClockRateKHz": 1_590_000, "memClockRateKHz": 5_001_000,
-            }),
-        ),
-        gpu(
-            "A10G",
-            86,
-            json!({
-                "multiProcessorCount": 80, "totalGlobalMem": 22u64 << 30, "l2CacheSize": 6 << 20,
-                "maxSharedMemoryPerBlockOptin": 99 << 10, "reservedSharedMemoryPerBlock": 1 << 10,
-                "maxThreadsPerSM": 1536, "maxCtasPerSM": 16, "smClockRateKHz": 1_710_000, "memClockRateKHz": 6_251_000,
-            }),
-        ),
-        gpu(
-            "H100",
-            90,
-            json!({
-                "multiProcessorCount": 132, "totalGlobalMem": 79u64 << 30, "l2CacheSize": 50 << 20,
-                "maxSharedMemoryPerBlockOptin": 227 << 10, "reservedSharedMemoryPerBlock": 1 << 10,
-                "maxThreadsPerSM": 2048, "maxCtasPerSM": 32, "smClockRateKHz": 1_980_000, "memClockRateKHz": 2_619_000,
-            }),
-        ),
-    ]
+    })
 }
 
 /// The UNets in half types; the VAEs in f32 too, which SDXL's takes where there is no bf16.

@@ -6,6 +6,7 @@ use aquatint_models::denoiser::flux::{
     BlockWeights, FluxConditioning, FluxConfig, FluxContext, FluxOptions, FluxTransformer, ModulationWeights,
 };
 use aquatint_models::lora::{LoraFile, MergedLoras, Target};
+use aquatint_models::pipeline::EightBits;
 use candle_core::{DType, Device, Tensor};
 
 use crate::common::{Fixture, assert_close, channels_last, max_difference};
@@ -16,9 +17,11 @@ const NAMES: [&str; 4] = ["dev", "schnell", "fill", "kontext"];
 /// Timesteps of a run that the fixture's are among.
 const STEPS: [f64; 4] = [1000.0, 900.5, 752.3125, 33.0];
 
-struct Case {
+pub(crate) struct Case {
     config: FluxConfig,
     seed: u64,
+    /// What the blocks' products are rounded to.
+    pub(crate) quantisation: Option<EightBits>,
     latents: Tensor,
     timesteps: Vec<f64>,
     /// One a sample.
@@ -28,7 +31,10 @@ struct Case {
 
 impl Case {
     fn open(name: &str) -> Self {
-        let fixture = Fixture::open("flux_transformer");
+        Self::open_in(&Fixture::open("flux_transformer"), name)
+    }
+
+    pub(crate) fn open_in(fixture: &Fixture, name: &str) -> Self {
         let json = fixture.text(name);
         let seed = serde_json::from_str::<serde_json::Value>(json).unwrap()["seed"].as_u64().unwrap();
         let get = |part: &str| fixture.tensor(&format!("{name}.{part}"));
@@ -46,6 +52,7 @@ impl Case {
         Self {
             config: serde_json::from_str(json).unwrap(),
             seed,
+            quantisation: None,
             conditionings: (0..latents.dim(0).unwrap()).map(conditioning).collect(),
             latents,
             timesteps: get("t").to_vec1::<f32>().unwrap().into_iter().map(f64::from).collect(),
@@ -54,7 +61,7 @@ impl Case {
     }
 
     fn weights(&self) -> Weights {
-        Weights::synthetic("transformer", self.seed, &Device::Cpu)
+        Weights::synthetic("transformer", self.seed, &Device::Cpu).quantised(self.quantisation)
     }
 
     fn transformer(&self, options: FluxOptions) -> FluxTransformer {
@@ -71,7 +78,7 @@ impl Case {
         transformer.forward(&self.latents, &self.timesteps, &self.context(transformer)).unwrap()
     }
 
-    fn run(&self) -> Tensor {
+    pub(crate) fn run(&self) -> Tensor {
         self.run_on(&self.transformer(FluxOptions::default()))
     }
 }

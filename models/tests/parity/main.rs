@@ -10,6 +10,7 @@ mod common;
 mod convert;
 #[cfg(feature = "demo")]
 mod demo;
+mod eight_bits;
 mod flow_match;
 mod flux_files;
 mod flux_lora;

@@ -79,7 +79,7 @@ fn run(mut sampler: Sampler, case: &Case) -> Outcome {
         let input = sampler.scale_model_input(&sample).unwrap();
         let output = denoiser(&input, sampler.timesteps()[position]);
         if case.denoised && position == case.begin + 1 {
-            denoised = channels_first(&sampler.denoised(&output, &sample).unwrap());
+            denoised = channels_first(&sampler.denoised(position, &output, &sample).unwrap());
         }
         sample = sampler.step(&output, &sample, &mut generator).unwrap();
     }

@@ -83,6 +83,29 @@ fn sdxl_with_deep_cache() {
     check_all("sdxl");
 }
 
+/// Of seven steps every third is computed whole, the first included.
+#[test]
+fn deep_cache_reuses_what_its_interval_says() {
+    let model = Model::load("sd15");
+    let recorded = Recorded::open();
+    let cache = |interval| Some(StepCache::Deep(DeepCache { interval, branch_id: 0 }));
+    let cases = [(None, 0), (cache(3), 4), (cache(2), 3), (cache(100), 6)];
+    for ((step_cache, reused), guidance) in cases.into_iter().zip([1.0, 1.0, 5.0, 5.0]) {
+        let request = GenerationRequest {
+            step_cache,
+            num_inference_steps: Some(7),
+            guidance_scale: Some(guidance),
+            scheduler: Some("Euler".to_owned()),
+            ..recorded.request(&recorded.of("sd15")[0])
+        };
+        let mut denoising = model.pipeline().start(&request).unwrap();
+        while !denoising.is_done() {
+            model.pipeline().step(&mut denoising).unwrap();
+        }
+        assert_eq!(denoising.reused(), reused, "{step_cache:?}");
+    }
+}
+
 /// Keeping features that are then not reused changes no byte.
 #[test]
 fn a_threshold_that_no_step_is_below_changes_nothing() {

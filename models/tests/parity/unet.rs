@@ -2,13 +2,14 @@
 
 use aquatint_models::checkpoint::Weights;
 use aquatint_models::denoiser::{AddedConditioning, Conditioning, UNet2DCondition, UnetConfig};
+use aquatint_models::pipeline::EightBits;
 use candle_core::{DType, Device, Tensor};
 
 use crate::common::{Fixture, assert_close, channels_last, max_difference};
 
 const TOLERANCE: f32 = 1e-4;
 
-struct Case {
+pub(crate) struct Case {
     unet: UNet2DCondition,
     latents: Tensor,
     timesteps: Vec<f64>,
@@ -18,6 +19,11 @@ struct Case {
 
 impl Case {
     fn open(fixture: &Fixture, name: &str) -> Self {
+        Self::open_with(fixture, name, None)
+    }
+
+    /// With transformer blocks that multiply in eight bits.
+    pub(crate) fn open_with(fixture: &Fixture, name: &str, quantisation: Option<EightBits>) -> Self {
         let json = fixture.text(name);
         let seed = serde_json::from_str::<serde_json::Value>(json).unwrap()["seed"].as_u64().unwrap();
         let config: UnetConfig = serde_json::from_str(json).unwrap();
@@ -27,8 +33,9 @@ impl Case {
             time_ids: get("time_ids").to_vec2().unwrap(),
         });
         let guidance = config.time_cond_proj_dim.map(|_| 7.5);
+        let weights = Weights::synthetic("unet", seed, &Device::Cpu).quantised(quantisation);
         Self {
-            unet: UNet2DCondition::new(config, &Weights::synthetic("unet", seed, &Device::Cpu)).unwrap(),
+            unet: UNet2DCondition::new(config, &weights).unwrap(),
             latents: channels_last(&get("x")),
             timesteps: get("t").to_vec1::<f32>().unwrap().into_iter().map(f64::from).collect(),
             conditioning: Conditioning { prompt_embeds: get("prompt"), added, guidance },
@@ -36,7 +43,11 @@ impl Case {
         }
     }
 
-    fn run(&self) -> Tensor {
+    pub(crate) fn weights(&self) -> &Weights {
+        self.unet.weights()
+    }
+
+    pub(crate) fn run(&self) -> Tensor {
         let context = self.unet.context(&self.conditioning).unwrap();
         self.unet.forward(&self.latents, &self.timesteps, &context).unwrap()
     }

@@ -102,4 +102,5 @@ def main():
     save_file({k: v.contiguous() for k, v in tensors.items()}, FIXTURES / "flux_transformer.safetensors", metadata=texts)
 
 
-main()
+if __name__ == "__main__":
+    main()

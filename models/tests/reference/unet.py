@@ -88,4 +88,5 @@ def main():
     save_file({k: v.contiguous() for k, v in tensors.items()}, FIXTURES / "unet.safetensors", metadata=texts)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -16,6 +16,7 @@ mod evaluate;
 mod graph;
 mod library;
 mod plan;
+mod plans;
 
 pub use attention::Attention;
 pub use convolution::{Bias, Convolution};
@@ -25,6 +26,7 @@ use descriptor::Descriptor;
 use graph::Graph;
 use library::{Library, Opaque};
 use plan::{Compiled, Plan, Target};
+use plans::Plans;
 
 /// What cuDNN is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -103,14 +105,13 @@ pub fn version() -> Result<usize, String> {
     Library::open().map(Library::version)
 }
 
-/// cuDNN on one GPU, with a plan for each shape that it has seen. Plans stay, 0.1 MB of the host's memory each: captured
-/// graphs run their kernels.
+/// cuDNN on one GPU, with plans for the shapes that it has seen.
 pub struct Session {
     planner: Planner,
     handle: Opaque,
     /// The stream that the handle was last set to.
     stream: Option<u64>,
-    plans: HashMap<Request, Option<Plan>>,
+    plans: Plans<Plan>,
 }
 
 // SAFETY: a handle is bound to a GPU and not to a thread; it is used by one at a time, whoever has the session.
@@ -127,16 +128,17 @@ impl Session {
         // SAFETY: room for a handle. The session lasts as long as the process, and its handle with it.
         let status = unsafe { (library.create)(&raw mut handle) };
         library.check(status, || "opening the GPU".to_owned())?;
-        Ok(Self { planner: Planner::new(library), handle, stream: None, plans: HashMap::new() })
+        Ok(Self { planner: Planner::new(library), handle, stream: None, plans: Plans::new() })
     }
 
     /// Bytes of workspace that a request needs, 16-byte aligned; `None` where there is no plan for it.
     ///
-    /// The first time this makes the plan, which may compile and load a kernel: not while a graph is captured.
-    pub fn prepare(&mut self, request: &Request) -> Option<usize> {
+    /// The first time this makes the plan, which may compile and load a kernel: not while a graph is captured. One too
+    /// many makes older ones go, kernels included: `may_go` says whether nothing that is or will be on the GPU runs them.
+    pub fn prepare(&mut self, request: &Request, may_go: impl FnOnce() -> bool) -> Option<usize> {
         let (planner, target) = (&mut self.planner, Target::Handle(self.handle));
-        let plan = self.plans.entry(*request).or_insert_with(|| planner.plan(request, target).ok());
-        plan.as_ref().map(|plan| plan.workspace_bytes)
+        let plan = self.plans.get_or_make(request, may_go, || planner.plan(request, target).ok());
+        plan.map(|plan| plan.workspace_bytes)
     }
 
     /// Runs a request that is [prepared](Self::prepare) on a CUDA stream. Allocates nothing on the GPU and waits for
@@ -164,8 +166,8 @@ impl Session {
         }
         match self.plans.get(request) {
             // SAFETY: as the caller promises.
-            Some(Some(plan)) => unsafe { plan.run(library, self.handle, tensors, workspace) },
-            _ => Err(format!("cuDNN: there is no plan for {request:?}")),
+            Some(plan) => unsafe { plan.run(library, self.handle, tensors, workspace) },
+            None => Err(format!("cuDNN: there is no plan for {request:?}")),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{Tensor, TensorId};
 
 use super::modulation::{Rows, Run};
 use crate::{Error, Result};
@@ -43,7 +43,7 @@ impl FluxContext {
     /// Whether the samples of both can go through the transformer in one batch: equally many tokens, references of
     /// equal sizes. Their timesteps and guidances may differ.
     pub fn joins(&self, other: &Self) -> bool {
-        let shape = |s: &Sample| (s.text.dims().to_vec(), s.reference_sizes.clone(), s.run.layers());
+        let shape = |s: &Sample| (s.text.dims().to_vec(), s.reference_sizes.clone(), s.run.widths().to_vec());
         match (self.samples.first(), other.samples.first()) {
             (Some(a), Some(b)) => shape(a) == shape(b),
             _ => false,
@@ -61,6 +61,11 @@ impl FluxContext {
         let mut all = (*first).clone();
         all.samples.extend(contexts.iter().skip(1).flat_map(|c| c.samples.iter().cloned()));
         Ok(all)
+    }
+
+    /// See [`crate::denoiser::Context::id`].
+    pub(crate) fn id(&self) -> Option<TensorId> {
+        self.samples.first().map(|sample| sample.text.id())
     }
 
     /// Samples.

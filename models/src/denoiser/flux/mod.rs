@@ -121,7 +121,7 @@ impl FluxTransformer {
         config.check()?;
         let inner = config.inner_dim();
         let streamed = |is: bool| if is { weights.streamed() } else { weights.clone() };
-        let of_blocks = streamed(options.blocks == BlockWeights::Streamed);
+        let of_blocks = streamed(options.blocks == BlockWeights::Streamed).rounded();
         let mut blocks = Vec::new();
         for i in 0..config.num_layers {
             let w = of_blocks.pp("transformer_blocks").pp(i);
@@ -216,20 +216,16 @@ impl FluxTransformer {
     pub fn forward(&self, x: &Tensor, timesteps: &[f64], context: &FluxContext) -> Result<Tensor> {
         let step = self.step(x, timesteps, context)?;
         let [cos, sin] = step.rotation.tensors();
-        let inputs = [&step.tokens, &step.text, cos, sin].into_iter();
-        let inputs: Vec<&Tensor> = inputs.chain(&step.reference).chain(&step.rows.0).collect();
+        let inputs = [&step.tokens, &step.text, cos, sin, &step.rows.vectors].into_iter();
+        let inputs: Vec<&Tensor> = inputs.chain(&step.reference).collect();
         let outputs = self.recorder.run(&inputs, |inputs| match inputs {
-            [tokens, text, cos, sin, rest @ ..] => {
-                let (reference, rows) = match (&step.reference, rest) {
-                    (Some(_), [reference, rows @ ..]) => (Some(reference.clone()), rows),
-                    _ => (None, rest),
-                };
+            [tokens, text, cos, sin, vectors, reference @ ..] => {
                 let step = Step {
                     tokens: tokens.clone(),
                     text: text.clone(),
-                    reference,
+                    reference: reference.first().cloned(),
                     rotation: Rotation::from_tensors(cos.clone(), sin.clone())?,
-                    rows: Rows(rows.to_vec()),
+                    rows: step.rows.with_vectors(vectors),
                     size: step.size,
                 };
                 Ok(vec![self.run(&step, None)?])
@@ -290,7 +286,7 @@ impl FluxTransformer {
                 let head = self.run_blocks(0..1, tokens, rows, rotation)?;
                 let after = head.picture()?;
                 let first = (&after - before)?;
-                match features.of(sample, &first)? {
+                match features.reuse(sample, &first)? {
                     Some(others) => (after + others)?,
                     None => {
                         let h = self.run_blocks(1..self.blocks.len(), head, rows, rotation)?;

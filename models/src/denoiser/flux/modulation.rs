@@ -100,7 +100,8 @@ impl Modulation {
             }
             Ok(())
         })?;
-        Ok(Run { timesteps: timesteps.to_vec(), vectors })
+        let widths = vectors.iter().map(|v| v.dim(1)).collect::<candle_core::Result<_>>()?;
+        Ok(Run { timesteps: timesteps.to_vec(), vectors: Tensor::cat(&vectors, 1)?, widths })
     }
 
     /// `(steps, inner)`, after the SiLU that every layer begins with.
@@ -126,8 +127,10 @@ impl Modulation {
 #[derive(Clone, Debug)]
 pub(super) struct Run {
     timesteps: Vec<f64>,
-    /// For each modulation layer `(steps, vectors * inner)`.
-    vectors: Vec<Tensor>,
+    /// `(steps, those of all layers)`: in one tensor, as a step's are copied to where its recording reads them.
+    vectors: Tensor,
+    /// How many of them are each layer's.
+    widths: Arc<[usize]>,
 }
 
 impl Run {
@@ -139,40 +142,44 @@ impl Run {
         })
     }
 
-    /// Modulation layers it has vectors of.
-    pub(super) fn layers(&self) -> usize {
-        self.vectors.len()
+    /// How many vectors each modulation layer has, times their channels.
+    pub(super) fn widths(&self) -> &[usize] {
+        &self.widths
     }
 }
 
 /// The vectors of all samples of a batch for one step.
 #[derive(Debug)]
-pub(super) struct Rows(
-    /// For each modulation layer `(batch, vectors * inner)`.
-    pub(super) Vec<Tensor>,
-);
+pub(super) struct Rows {
+    /// `(batch, those of all layers)`.
+    pub(super) vectors: Tensor,
+    widths: Arc<[usize]>,
+}
 
 impl Rows {
-    /// Looks up each sample's row.
+    /// Looks up each sample's row. All runs are the same transformer's.
     pub(super) fn of_samples(samples: &[(&Run, usize)]) -> Result<Self> {
-        let layers = samples.first().map_or(0, |(run, _)| run.layers());
-        let layer = |layer: usize| {
-            let mut rows = Vec::with_capacity(samples.len());
-            for (run, row) in samples {
-                let vectors = run.vectors.get(layer);
-                let vectors =
-                    vectors.ok_or_else(|| Error::invalid("the context is another transformer's"))?;
-                rows.push(vectors.narrow(0, *row, 1)?);
-            }
-            Ok(if let [row] = rows.as_slice() { row.clone() } else { Tensor::cat(&rows, 0)? })
+        let rows = samples.iter().map(|(run, row)| run.vectors.narrow(0, *row, 1));
+        let rows = rows.collect::<candle_core::Result<Vec<_>>>()?;
+        let Some((run, _)) = samples.first() else {
+            return Err(Error::invalid("a step of no samples"));
         };
-        Ok(Self((0..layers).map(layer).collect::<Result<_>>()?))
+        let vectors = if let [row] = rows.as_slice() { row.clone() } else { Tensor::cat(&rows, 0)? };
+        Ok(Self { vectors, widths: run.widths.clone() })
+    }
+
+    /// The same of other vectors of the same shape.
+    pub(super) fn with_vectors(&self, vectors: &Tensor) -> Self {
+        Self { vectors: vectors.clone(), widths: self.widths.clone() }
     }
 
     /// The `N` vectors of a modulation layer, `(batch, inner)` each.
     pub(super) fn of<const N: usize>(&self, layer: usize) -> Result<[Tensor; N]> {
-        let rows = self.0.get(layer).ok_or_else(|| Error::invalid("the context is another transformer's"))?;
-        let parts: std::result::Result<[Tensor; N], Vec<Tensor>> = rows.chunk(N, 1)?.try_into();
+        let width =
+            *self.widths.get(layer).ok_or_else(|| Error::invalid("the context is another transformer's"))?;
+        let first = self.widths.iter().take(layer).sum();
+        let own = self.vectors.narrow(1, first, width)?;
+        let parts: std::result::Result<[Tensor; N], Vec<Tensor>> = own.chunk(N, 1)?.try_into();
         parts.map_err(|parts| Error::invalid(format!("{} modulation vectors, {N} are needed", parts.len())))
     }
 }

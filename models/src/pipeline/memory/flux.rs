@@ -13,6 +13,7 @@
 use std::fmt;
 
 use super::{Extent, TILE_PIXELS, gigabytes};
+use crate::denoiser::StepCache;
 use crate::{Error, Result};
 
 /// Bytes of a model's weights in the types they would be held in.
@@ -165,12 +166,23 @@ impl MemoryPlan {
         let t5 = streamed(self.t5, sizes.t5_transient)
             + extent.text_tokens * 4 * widths.t5_inner * widths.activation;
         let modulation = streamed(self.modulation, sizes.transient);
-        let step = streamed(self.blocks, sizes.transient) + step_bytes(widths, extent);
+        let step =
+            streamed(self.blocks, sizes.transient) + step_bytes(widths, extent) + kept_bytes(widths, extent);
         let decode =
             vae_bytes(widths, if self.vae_tiling { extent.pixels.min(TILE_PIXELS) } else { extent.pixels })
                 + extent.pixels * 3 * 4;
         overhead + weights + t5.max(modulation).max(step).max(decode)
     }
+}
+
+/// What a first-block cache adds to a step: of every sample what its first block and its others added to the picture's
+/// tokens; of the one that is computed also what its first block gave and added this time.
+fn kept_bytes(widths: &Widths, extent: &Extent) -> u64 {
+    let tensors = match extent.step_cache {
+        Some(StepCache::FirstBlock { .. }) => 2 * extent.samples + 2,
+        _ => 0,
+    };
+    tensors * extent.image_tokens * widths.hidden * widths.activation
 }
 
 /// Activations of one step at their most, within a single block: tokens in the residual stream and normalised, queries,
@@ -231,7 +243,8 @@ mod tests {
         }
     }
 
-    const SQUARE: Extent = Extent { pixels: 1 << 20, image_tokens: 4096, text_tokens: 512, samples: 1 };
+    const SQUARE: Extent =
+        Extent { pixels: 1 << 20, image_tokens: 4096, text_tokens: 512, samples: 1, step_cache: None };
 
     fn plan(needs: FluxNeeds, room: u64) -> Result<MemoryPlan> {
         MemoryPlan::new(&needs, room, &SQUARE)
@@ -252,6 +265,20 @@ mod tests {
         assert_eq!(words(8).unwrap(), ["text encoder streamed", "modulation streamed", "blocks streamed"]);
         let refused = words(2).unwrap_err().to_string();
         assert!(refused.contains("2.0 GB are free") && refused.contains("GGUF"), "{refused}");
+    }
+
+    /// FLUX.1 dev at 1024 x 1024 in f32: 4096 tokens of 3072 channels are 50 MB.
+    #[test]
+    fn what_a_first_block_cache_keeps_counts() {
+        let needs = flux_dev(16.0, 16.0);
+        // Without the VAE, which takes more than a step.
+        let needs = FluxNeeds { widths: Widths { vae: 0, ..needs.widths }, ..needs };
+        let plan = plan(needs, 80 * GB).unwrap();
+        let cached = Extent { step_cache: Some(StepCache::FirstBlock { threshold: 0.05 }), ..SQUARE };
+        let tokens = 4096 * 3072 * 4;
+        assert_eq!(plan.peak(&needs, &cached) - plan.peak(&needs, &SQUARE), 4 * tokens);
+        let two = |extent: Extent| plan.peak(&needs, &Extent { samples: 2, ..extent });
+        assert_eq!(two(cached) - two(SQUARE), 6 * tokens, "each sample has its own");
     }
 
     #[test]

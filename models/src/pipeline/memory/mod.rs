@@ -5,14 +5,17 @@
 //! whose batch multiplies it, or in the VAE, which can work in tiles instead. What does not fit even so is refused.
 
 pub mod flux;
+mod parameters;
 pub mod unet;
 
 use aquatint_kernels::DeviceMemory;
-use candle_core::Device;
+use candle_core::{DType, Device};
 
 pub use flux::{FluxNeeds, MemoryPlan, Place};
 pub use unet::UnetNeeds;
 
+use crate::checkpoint::{ModelFolder, RANDOM_WEIGHTS};
+use crate::denoiser::StepCache;
 use crate::{Error, Result};
 
 /// Pixels of a tile of the VAE.
@@ -24,7 +27,7 @@ const CPU_OVERHEAD: u64 = 64 << 20;
 const GPU_OVERHEAD: u64 = 1 << 30;
 
 /// A picture and its prompt, as far as memory depends on them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Extent {
     /// Pixels of the picture.
     pub pixels: u64,
@@ -34,11 +37,32 @@ pub struct Extent {
     pub text_tokens: u64,
     /// Samples that go through the denoiser at a time: with classifier-free guidance two a picture.
     pub samples: u64,
+    /// What keeps features from step to step, if anything does.
+    pub step_cache: Option<StepCache>,
 }
 
 /// What is taken beside tensors.
 pub(super) fn overhead(device: &Device) -> u64 {
     if device.is_cpu() { CPU_OVERHEAD } else { GPU_OVERHEAD }
+}
+
+/// Bytes of a component's weights as they are held; 0 where a model of random weights has none.
+///
+/// # Errors
+/// Files or a config that cannot be read.
+pub(super) fn held_bytes(
+    folder: &ModelFolder,
+    component: &str,
+    dtype: Option<DType>,
+    device: &Device,
+) -> Result<u64> {
+    match folder {
+        ModelFolder::Published(_) | ModelFolder::Untrained(_) => {
+            let size = dtype.unwrap_or(RANDOM_WEIGHTS).size_in_bytes();
+            Ok((parameters::parameters(folder, component)? * size as f64) as u64)
+        }
+        _ => folder.held_bytes(component, dtype, device.is_cpu()),
+    }
 }
 
 /// What a model needs.
@@ -161,7 +185,7 @@ mod tests {
     }
 
     fn extent(side: u64, samples: u64) -> Extent {
-        Extent { pixels: side * side, image_tokens: 0, text_tokens: 77, samples }
+        Extent { pixels: side * side, text_tokens: 77, samples, ..Extent::default() }
     }
 
     #[test]

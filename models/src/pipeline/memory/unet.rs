@@ -7,9 +7,9 @@ use std::path::Path;
 
 use candle_core::{DType, Device};
 
-use super::{Extent, TILE_PIXELS, gigabytes, overhead};
+use super::{Extent, TILE_PIXELS, gigabytes, held_bytes, overhead};
 use crate::checkpoint::ModelFolder;
-use crate::denoiser::UnetConfig;
+use crate::denoiser::{DeepCache, StepCache, UnetConfig};
 use crate::pipeline::LoadOptions;
 use crate::vae::AutoencoderKlConfig;
 use crate::{Error, Result};
@@ -51,7 +51,7 @@ impl UnetNeeds {
         let of_file = |path: &Path, times: u64| path.metadata().map_or(0, |file| times * file.len());
         let part = |folder: &ModelFolder, name: &str, file: Option<&Path>, times| match file {
             Some(path) => of_file(path, times),
-            None => folder.held_bytes(name, dtype, device.is_cpu()).unwrap_or(0),
+            None => held_bytes(folder, name, dtype, device).unwrap_or(0),
         };
         let mut weights = part(folder, "unet", options.unet.as_deref(), 1)
             + part(folder, "vae", options.vae.as_deref(), 2)
@@ -81,7 +81,7 @@ impl UnetNeeds {
     pub fn check_model(&self, room: u64) -> Result<()> {
         let latents = self.unets.first().map_or(0, UnetConfig::native_latent_size);
         let side = latents.saturating_mul(8).min(LARGEST_NATIVE_PX) as u64;
-        let extent = Extent { pixels: side * side, image_tokens: 0, text_tokens: 0, samples: 1 };
+        let extent = Extent { pixels: side * side, samples: 1, ..Extent::default() };
         let least = self.peak(&extent, true);
         if least <= room {
             return Ok(());
@@ -97,7 +97,12 @@ impl UnetNeeds {
     pub fn peak(&self, extent: &Extent, tiled: bool) -> u64 {
         let latents = at_level(extent.pixels as f64, self.vae_channels.len().saturating_sub(1));
         let step = self.unets.iter().map(|unet| step_values(unet, latents)).fold(0.0, f64::max);
-        let step = step * extent.samples as f64 * self.activation as f64;
+        let kept = match (extent.step_cache, self.unets.first()) {
+            // The last are there until a step has computed the next.
+            (Some(StepCache::Deep(cache)), Some(unet)) => 2.0 * kept_values(unet, latents, cache),
+            _ => 0.0,
+        };
+        let step = (step + kept) * extent.samples as f64 * self.activation as f64;
         let at_once = if tiled { extent.pixels.min(TILE_PIXELS) } else { extent.pixels };
         let decode = decode_values(&self.vae_channels, at_once as f64) * self.vae_activation as f64
             // The picture, and the tiles it is put together of, in f32.
@@ -158,6 +163,15 @@ fn step_values(unet: &UnetConfig, latents: f64) -> f64 {
     peak
 }
 
+/// Values that DeepCache keeps of a sample: what goes into its branch's layer.
+fn kept_values(unet: &UnetConfig, latents: f64, cache: DeepCache) -> f64 {
+    let (block, layer) = cache.branch(unet);
+    // The first layer of an up block reads what the coarser block, or the one in the middle, gives.
+    let from = if layer == unet.layers(block) { block + 1 } else { block };
+    let channels = unet.block_out_channels.get(from).or(unet.block_out_channels.last());
+    channels.map_or(0.0, |&channels| channels as f64 * at_level(latents, block))
+}
+
 /// A residual block and the transformer behind it, without the block's input.
 fn layer_values(from: f64, out: f64, pixels: f64, attends: bool) -> f64 {
     // Its result; then, over the tokens: what came into the block, what was normalised first, the sums after both
@@ -208,9 +222,30 @@ mod tests {
             vae_activation: 4,
             overhead: 11,
         };
-        let extent = |samples| Extent { pixels: 512 * 512, image_tokens: 0, text_tokens: 77, samples };
+        let extent = |samples| Extent { pixels: 512 * 512, samples, ..Extent::default() };
         assert_eq!(needs.peak(&extent(1), false), 18 + 2 * small as u64);
         assert_eq!(needs.peak(&extent(8), false), 18 + 16 * small as u64);
+    }
+
+    /// SD 1.5 at 512 x 512: of 64 x 64 pixels the finest layers read 320 channels and the first of the finest block the
+    /// 640 of the block before; of 8 x 8 the coarsest block reads the 1280 of the middle.
+    #[test]
+    fn what_deep_cache_keeps_counts_twice() {
+        let needs = UnetNeeds {
+            weights: 7,
+            unets: vec![UnetConfig::default()],
+            activation: 2,
+            vae_channels: vec![4, 4, 4, 4],
+            vae_activation: 4,
+            overhead: 11,
+        };
+        let plain = Extent { pixels: 512 * 512, samples: 2, ..Extent::default() };
+        for (branch_id, values) in [(0, 320 * 4096), (1, 320 * 4096), (2, 640 * 4096), (11, 1280 * 64)] {
+            let step_cache = Some(StepCache::Deep(DeepCache { interval: 3, branch_id }));
+            let kept = needs.peak(&Extent { step_cache, ..plain }, false) - needs.peak(&plain, false);
+            // Two samples in two bytes, while the next are computed.
+            assert_eq!(kept, 2 * 2 * 2 * values, "branch {branch_id}");
+        }
     }
 
     #[test]
@@ -241,7 +276,7 @@ mod tests {
             vae_activation: 4,
             overhead: 1,
         };
-        let extent = Extent { pixels: u64::MAX, image_tokens: 0, text_tokens: 77, samples: u64::MAX };
+        let extent = Extent { pixels: u64::MAX, samples: u64::MAX, ..Extent::default() };
         assert_eq!(needs.peak(&extent, true), u64::MAX);
     }
 }
