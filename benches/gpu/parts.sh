@@ -30,7 +30,8 @@ all_parts() {
     echo sanitizer bench:kernels bench:components bench:pictures peer-ops
     for work in $(names "$COMPONENTS"); do for who in ours $PEERS; do echo "component:$work:$who"; done; done
     for work in $(names "$PICTURES"); do for who in ours graphs $PEERS; do echo "picture:$work:$who"; done; done
-    echo picture:sdxl-30:reuse picture:flux-dev:reuse cold-start::ours cold-start::diffusers
+    for work in sdxl-30 flux-dev; do for who in reuse fp8 int8; do echo "picture:$work:$who"; done; done
+    echo cold-start::ours cold-start::diffusers
 }
 
 limit_of() {
@@ -144,7 +145,7 @@ print(json.dumps(dict(milliseconds=[image["elapsed_ms"] for image in json.load(s
 }
 
 # Four pictures of one prompt: the first ones pay for what is encoded, tuned, recorded and compiled. Steps that reuse
-# features save time; the weights are random, so nothing is said of the pictures.
+# features and products of eight bits save time; the weights are random, so nothing is said of the pictures.
 part_picture() {
     local model type side steps guidance ours theirs reuse='--cache-interval 3'
     read -r model type side steps guidance ours theirs <<<"$(row_of "$PICTURES" "$1")"
@@ -157,6 +158,7 @@ part_picture() {
         ours) timed "$1" ours $ours ;;
         graphs) timed "$1" 'ours, --cuda-graphs 8' $ours --cuda-graphs 8 ;;
         reuse) timed "$1" "ours, $reuse" $ours $reuse ;;
+        fp8 | int8) timed "$1" "ours, --quantise $2" $ours --quantise "$2" ;;
         diffusers) timed "$1" diffusers $theirs ;;
         compiled) AQUATINT_COMPILE=1 timed "$1" compiled $theirs ;;
     esac
