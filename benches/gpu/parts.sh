@@ -30,7 +30,7 @@ all_parts() {
     echo sanitizer bench:kernels bench:components bench:pictures peer-ops
     for work in $(names "$COMPONENTS"); do for who in ours $PEERS; do echo "component:$work:$who"; done; done
     for work in $(names "$PICTURES"); do for who in ours graphs $PEERS; do echo "picture:$work:$who"; done; done
-    echo picture:sdxl-30:reuse picture:flux-dev:reuse cold-start::ours cold-start::diffusers
+    echo picture:{sdxl-30,flux-dev}:{reuse,fp8,int8} cold-start::ours cold-start::diffusers
 }
 
 limit_of() {
@@ -84,10 +84,10 @@ part_sanitizer() {
 part_pictures() {
     local type of="--model models/demo --seed 1 --steps 8"
     [ -n "$dry" ] || "$bin/aquatint" generate 'a red apple' $of --device cpu --out "$results/cpu.png"
-    for type in fp32 fp16 bf16; do
-        on_gpu "$bin/aquatint" generate 'a red apple' $of --device cuda --dtype $type --out "$results/$type.png"
+    for type in fp32 fp16 bf16 'bf16 --quantise fp8' 'fp16 --quantise int8'; do
+        on_gpu "$bin/aquatint" generate 'a red apple' $of --device cuda --dtype $type --out "$results/gpu.png"
         [ -n "$dry" ] || add who=ours work="demo picture, $type" unit='dB PSNR against the CPU' \
-            value="$("$python" benches/gpu/psnr.py "$results/$type.png" "$results/cpu.png" 25)"
+            value="$("$python" benches/gpu/psnr.py "$results/gpu.png" "$results/cpu.png" 25)"
     done
 }
 
@@ -157,6 +157,7 @@ part_picture() {
         ours) timed "$1" ours $ours ;;
         graphs) timed "$1" 'ours, --cuda-graphs 8' $ours --cuda-graphs 8 ;;
         reuse) timed "$1" "ours, $reuse" $ours $reuse ;;
+        fp8 | int8) timed "$1" "ours, --quantise $2" $ours --quantise "$2" ;;
         diffusers) timed "$1" diffusers $theirs ;;
         compiled) AQUATINT_COMPILE=1 timed "$1" compiled $theirs ;;
     esac
