@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use aquatint_models::checkpoint::builtin;
-use aquatint_models::pipeline::{EightBits, GenerationRequest, LoadOptions, LoraChoice, Mode, ModelSource, Pipeline};
+use aquatint_models::pipeline::{
+    EightBits, GenerationRequest, LoadOptions, LoraChoice, Mode, ModelSource, Pipeline,
+};
 use image::RgbImage;
 use serde_json::Value;
 
