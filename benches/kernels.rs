@@ -122,6 +122,12 @@ fn quantised(c: &mut Criterion) -> Result<()> {
         layer("f32", Linear::new(&w, None)?, &w, 1e-2)?;
         let half = w.to_dtype(DType::F16)?;
         layer("f16", Linear::new(&half, None)?, &half.to_dtype(dtype())?, 1e-2)?;
+        for (of, name) in [(EightBits::F8E4M3, "fp8_rows"), (EightBits::Int8, "int8_rows")] {
+            let rounding = Linear::without_weight(k, n, None, Some(of))?;
+            rounding.replace_weight(&w)?;
+            // Results spread by 0.33: a fourth of that.
+            layer(name, rounding, &w, 0.08)?;
+        }
         let formats = [Format::F8E4M3, Format::Q8_0, Format::Q4_0, Format::Q4K, Format::Q5K, Format::Q6K];
         // What scripts/nvcc-without-gguf.sh leaves out.
         let count = if option_env!("AQUATINT_WITHOUT_GGUF").is_some() { 1 } else { formats.len() };

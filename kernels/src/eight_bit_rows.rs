@@ -211,7 +211,7 @@ mod tests {
     /// On a GPU what cublasLt does; elsewhere what is done without it. f16 and bf16 round decoded numbers once more, and
     /// Hopper's sums of eight-bit floats keep 14 bits.
     #[test]
-    fn a_layer_on_a_device_multiplies_the_same() -> Result<()> {
+    fn the_cuda_arm_multiplies_what_both_are_rounded_to() -> Result<()> {
         for of in BOTH {
             for (dtype, rounding) in TYPES {
                 for (tokens, depth, out) in [(1, 16, 16), (48, 96, 64), (77, 640, 320)] {

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use aquatint_models::checkpoint::builtin;
-use aquatint_models::pipeline::{GenerationRequest, LoadOptions, LoraChoice, Mode, ModelSource, Pipeline};
+use aquatint_models::pipeline::{
+    EightBits, GenerationRequest, LoadOptions, LoraChoice, Mode, ModelSource, Pipeline,
+};
 use image::RgbImage;
 use serde_json::Value;
 
@@ -125,4 +127,18 @@ fn colours_follow_the_prompt() {
     }
     assert!(share_of(&recorded.picture("apple"), 0) > 0.6);
     assert!(share_of(&recorded.picture("apple_refined"), 1) > 0.6);
+}
+
+/// Lossy, and little so: beside diffusers' picture in f32, whose levels alone are rounded.
+#[test]
+fn products_of_eight_bits_change_little() {
+    let recorded = Recorded::open();
+    for (to, least_db, most_db) in [(EightBits::F8E4M3, 33.0, 52.0), (EightBits::Int8, 40.0, 60.0)] {
+        let options = LoadOptions { quantisation: Some(to), ..LoadOptions::default() };
+        let pipeline = Pipeline::load(&ModelSource::Builtin, &options).unwrap();
+        let picture = pipeline.generate(&recorded.request("apple")).unwrap();
+        let db = psnr_db(&picture, &recorded.picture("apple"));
+        println!("{to:?}: {db:.1} dB");
+        assert!(db > least_db && db < most_db, "{to:?}: {db:.1} dB");
+    }
 }
