@@ -12,7 +12,8 @@
 # target/gpu/results/*.failed has those tried again. Every row is in benches/RESULTS.md at once.
 #
 # The GPU machine needs the driver (R580 or newer), Python with PyTorch for CUDA 13, whose wheels bring CUDA's libraries,
-# and this repository with target/gpu. Nothing is downloaded there.
+# and this repository with target/gpu. Nothing is downloaded there. Its C library may not be older than what the bundle
+# asks for: glibc 2.35, built on Debian 12.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
