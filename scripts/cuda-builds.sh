@@ -3,8 +3,9 @@
 # Each is linked for real and started here: without a GPU it must say so in one line and end with 2 where a GPU was asked
 # for, and compute on the CPU where none was. Prints the minutes and the bytes of each.
 #
-# nvcc takes 10 minutes a generation on two cores, most of them for candle's kernels for GGUF files. All are built in one
-# folder, so that only what depends on the generation is compiled again: candle and what is built on it.
+# nvcc takes 10 minutes a generation on two cores, most of them for candle's kernels for GGUF files, which
+# NVCC=$PWD/scripts/nvcc-without-gguf.sh leaves out; it needs a CARGO_TARGET_DIR of its own. All are built in one folder,
+# so that only what depends on the generation is compiled again: candle and what is built on it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
