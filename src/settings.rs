@@ -73,8 +73,8 @@ pub struct ModelArgs {
     /// What the weights are held in
     #[arg(long, value_name = "TYPE", env = "SD_PRECISION", default_value = "auto")]
     pub dtype: Precision,
-    /// Multiply in eight bits in the denoiser's transformer blocks: half the memory, and on GPUs with such tensor cores
-    /// (fp8: sm_89 and later; int8: sm_75 and later) faster. Lossy: pictures differ from those of 16 bits
+    /// Multiply in eight bits in the denoiser's transformer blocks: half the memory for them, and the eight-bit tensor
+    /// cores of GPUs that have such (fp8: sm_89 and later; int8: sm_75 and later). Lossy: pictures differ
     #[arg(long, value_name = "TYPE", env = "AQUATINT_QUANTISE", alias = "quantize")]
     pub quantise: Option<EightBits>,
     /// Copy weights into memory instead of using files where they are mapped: slower to load, but safe on a volume that
