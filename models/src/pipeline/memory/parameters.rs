@@ -52,23 +52,66 @@ fn resnet(from: f64, to: f64, time: Option<f64>) -> f64 {
 }
 
 /// A transformer of a UNet.
-fn transformer(channels: f64, context: f64, layers: usize) -> f64 {
-    let attention =
-        |context: f64| channels * channels + 2.0 * context * channels + linear(channels, channels);
-    let feed_forward = linear(channels, 8.0 * channels) + linear(4.0 * channels, channels);
-    let layer = 3.0 * norm(channels) + attention(channels) + attention(context) + feed_forward;
-    norm(channels) + 2.0 * linear(channels, channels) + layers as f64 * layer
+struct Transformer {
+    channels: f64,
+    context: f64,
+    layers: f64,
 }
 
-fn unet(config: &UnetConfig) -> f64 {
+impl Transformer {
+    /// Of the matrices in its blocks: two attentions and the feed-forward.
+    fn in_blocks(&self) -> f64 {
+        let Self { channels, context, layers } = *self;
+        let attention = |context: f64| 2.0 * channels * channels + 2.0 * context * channels;
+        layers * (attention(channels) + attention(context) + 12.0 * channels * channels)
+    }
+
+    fn parameters(&self) -> f64 {
+        let Self { channels, layers, .. } = *self;
+        // Of both attentions' outputs, and of the feed-forward.
+        let biases = (2.0 + 8.0 + 1.0) * channels;
+        let around = norm(channels) + 2.0 * linear(channels, channels);
+        around + layers * (3.0 * norm(channels) + biases) + self.in_blocks()
+    }
+}
+
+/// All of a UNet.
+fn transformers(config: &UnetConfig) -> Vec<Transformer> {
+    let blocks = config.block_out_channels.len();
+    let attends = |types: &[String], i: usize| types.get(i).is_some_and(|t| t.starts_with("CrossAttn"));
+    // Of the down block `level`, whose widths the up block that mirrors it has.
+    let transformer = |level: usize, layers: usize| Transformer {
+        channels: config.block_out_channels.get(level).map_or(0.0, |&c| c as f64),
+        context: config.context_channels(level) as f64,
+        layers: layers as f64,
+    };
+    let mut all = Vec::new();
+    for i in (0..blocks).filter(|&i| attends(&config.down_block_types, i)) {
+        let layers = config.layers(i).min(MOST_LAYERS);
+        all.extend((0..layers).map(|j| transformer(i, config.transformer_layers(i, j))));
+    }
+    if config.mid_block_type.as_deref().is_some_and(|kind| kind != "UNetMidBlock2D") && blocks > 0 {
+        all.push(transformer(blocks - 1, config.transformer_layers(blocks - 1, 0)));
+    }
+    for (block, i) in
+        (0..blocks).rev().enumerate().filter(|(block, _)| attends(&config.up_block_types, *block))
+    {
+        let layers = config.layers(i).min(MOST_LAYERS);
+        all.extend((0..=layers).map(|j| transformer(i, config.up_transformer_layers(block, j))));
+    }
+    all
+}
+
+/// Of a UNet, those in the matrices of transformer blocks, which `--quantise` rounds.
+pub(super) fn in_blocks(config: &UnetConfig) -> f64 {
+    transformers(config).iter().map(Transformer::in_blocks).sum()
+}
+
+pub(super) fn unet(config: &UnetConfig) -> f64 {
     let channels: Vec<f64> = config.block_out_channels.iter().map(|&c| c as f64).collect();
     let (Some(&first), Some(&last)) = (channels.first(), channels.last()) else { return 0.0 };
     let blocks = channels.len();
     let time = config.time_embedding_dim.map_or(4.0 * first, |c| c as f64);
-    let attends = |types: &[String], i: usize| types.get(i).is_some_and(|t| t.starts_with("CrossAttn"));
-    // Of the down block `level`, whose widths the up block that mirrors it has.
-    let transformer =
-        |level: usize, layers| transformer(channels[level], config.context_channels(level) as f64, layers);
     let resnet = |from, to| resnet(from, to, Some(time));
 
     let embedding = |from: f64| linear(from, time) + linear(time, time);
@@ -81,9 +124,6 @@ fn unet(config: &UnetConfig) -> f64 {
     for (i, &out) in channels.iter().enumerate() {
         for j in 0..config.layers(i).min(MOST_LAYERS) {
             sum += resnet(if j == 0 { channels[i.saturating_sub(1)] } else { out }, out);
-            if attends(&config.down_block_types, i) {
-                sum += transformer(i, config.transformer_layers(i, j));
-            }
         }
         // Halved on the way down, doubled on the way up.
         if i + 1 < blocks {
@@ -93,21 +133,17 @@ fn unet(config: &UnetConfig) -> f64 {
     sum += match config.mid_block_type.as_deref() {
         None => 0.0,
         Some("UNetMidBlock2D") => resnet(last, last),
-        Some(_) => {
-            2.0 * resnet(last, last) + transformer(blocks - 1, config.transformer_layers(blocks - 1, 0))
-        }
+        Some(_) => 2.0 * resnet(last, last),
     };
-    for (block, i) in (0..blocks).rev().enumerate() {
+    for i in (0..blocks).rev() {
         let (out, layers) = (channels[i], config.layers(i).min(MOST_LAYERS));
         for j in 0..=layers {
             let from = if j == 0 { channels[(i + 1).min(blocks - 1)] } else { out };
             let skip = if j == layers { channels[i.saturating_sub(1)] } else { out };
             sum += resnet(from + skip, out);
-            if attends(&config.up_block_types, block) {
-                sum += transformer(i, config.up_transformer_layers(block, j));
-            }
         }
     }
+    sum += transformers(config).iter().map(Transformer::parameters).sum::<f64>();
     sum + norm(first) + conv(first, config.out_channels as f64, config.conv_out_kernel)
 }
 
@@ -172,6 +208,15 @@ mod tests {
         ] {
             let folder = ModelFolder::Published(Published::named(model).unwrap());
             assert_eq!(parameters(&folder, component).unwrap(), count, "{model}, {component}");
+        }
+    }
+
+    /// `sum(m.weight.numel() for k, m in unet.named_modules() if isinstance(m, Linear) and "transformer_blocks." in k)`
+    #[test]
+    fn most_of_sdxl_is_in_transformer_blocks() {
+        for (model, count) in [("sd15", 242_196_480.0), ("sdxl", 2_183_987_200.0)] {
+            let folder = ModelFolder::Published(Published::named(model).unwrap());
+            assert_eq!(in_blocks(&folder.json("unet/config.json").unwrap()), count, "{model}");
         }
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device};
 
-use super::{Extent, TILE_PIXELS, gigabytes, held_bytes, overhead};
+use super::{Extent, TILE_PIXELS, gigabytes, held_bytes, overhead, parameters};
 use crate::checkpoint::ModelFolder;
 use crate::denoiser::{DeepCache, StepCache, UnetConfig};
 use crate::pipeline::LoadOptions;
@@ -53,15 +53,23 @@ impl UnetNeeds {
             Some(path) => of_file(path, times),
             None => held_bytes(folder, name, dtype, device).unwrap_or(0),
         };
-        let mut weights = part(folder, "unet", options.unet.as_deref(), 1)
+        // A byte is left of each of them; blocks of GGUF files, smaller or as small, stay.
+        let rounded = |bytes: u64, config: &UnetConfig| {
+            let each = bytes as f64 / parameters::unet(config).max(1.0);
+            let saved = if options.quantisation.is_some() { (each - 1.0).max(0.0) } else { 0.0 };
+            bytes.saturating_sub((saved * parameters::in_blocks(config)) as u64)
+        };
+        let mut weights = rounded(part(folder, "unet", options.unet.as_deref(), 1), unet)
             + part(folder, "vae", options.vae.as_deref(), 2)
             + part(folder, "text_encoder", options.text_encoder.as_deref(), 2)
             + part(folder, "text_encoder_2", None, 1);
         let mut unets = vec![unet.clone()];
         if let Some(path) = &options.refiner {
             let refiner = ModelFolder::open(path)?;
-            weights += part(&refiner, "unet", None, 1) + part(&refiner, "text_encoder_2", None, 1);
-            unets.push(refiner.json("unet/config.json")?);
+            let unet: UnetConfig = refiner.json("unet/config.json")?;
+            weights += rounded(part(&refiner, "unet", None, 1), &unet);
+            weights += part(&refiner, "text_encoder_2", None, 1);
+            unets.push(unet);
         }
         let wide = device.is_cpu() || dtype == Some(DType::F32);
         Ok(Self {
@@ -202,6 +210,8 @@ fn decode_values(channels: &[usize], pixels: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::published::Published;
+    use crate::pipeline::{EightBits, Precision};
 
     #[test]
     fn the_vae_of_stable_diffusion_is_five_of_its_widths() {
@@ -245,6 +255,21 @@ mod tests {
             let kept = needs.peak(&Extent { step_cache, ..plain }, false) - needs.peak(&plain, false);
             // Two samples in two bytes, while the next are computed.
             assert_eq!(kept, 2 * 2 * 2 * values, "branch {branch_id}");
+        }
+    }
+
+    /// Of SDXL 2.184 billion parameters are in transformer blocks, as diffusers counts them.
+    #[test]
+    fn rounded_blocks_take_a_byte_each() {
+        let folder = ModelFolder::Published(Published::named("sdxl").unwrap());
+        let (unet, vae) = (folder.json("unet/config.json").unwrap(), folder.json("vae/config.json").unwrap());
+        let needs = |precision, quantisation| {
+            let options = LoadOptions { precision, quantisation, ..LoadOptions::default() };
+            UnetNeeds::before_loading(&folder, &options, (&unet, &vae), &Device::Cpu).unwrap().weights
+        };
+        for (precision, bytes) in [(Precision::Fp16, 2), (Precision::Fp32, 4)] {
+            let saved = needs(precision, None) - needs(precision, Some(EightBits::Int8));
+            assert!(saved.abs_diff((bytes - 1) * 2_183_987_200) <= 1, "{saved}");
         }
     }
 
