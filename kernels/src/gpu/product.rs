@@ -164,7 +164,9 @@ pub(crate) fn eight_bit_linear(
     if of == EightBits::F8E4M3 && dtype != DType::F32 {
         let problem = Problem { dtype, factors: Factors::ScaledCodes(of), ..plain };
         let operands = Operands { scales: Some([&weight.scales, &x.scales]), ..operands() };
-        let whole = fused(library, problem, operands, bias, activation, residual)?;
+        // A layer does not know what type its bias will be added in.
+        let bias = bias.map(|bias| bias.to_dtype(dtype)?.contiguous()).transpose()?;
+        let whole = fused(library, problem, operands, bias.as_ref(), activation, residual)?;
         if whole.is_some() {
             return Ok(whole);
         }
@@ -360,7 +362,8 @@ mod tests {
             for (dtype, tolerance) in TYPES {
                 for (batch, tokens, depth, out) in [(1, 1, 16, 16), (2, 5, 48, 32), (3, 2, 16, 80)] {
                     let x = put(&random((batch, tokens, depth), 1)?, dtype)?;
-                    let (w, b) = (put(&random((out, depth), 2)?, DType::F32)?, put(&random(out, 3)?, dtype)?);
+                    let (w, b) = (random((out, depth), 2)?, random(out, 3)?);
+                    let (w, b) = (put(&w, DType::F32)?, put(&b, DType::F32)?);
                     let r = put(&random((batch, tokens, out), 4)?, dtype)?;
                     let (x, w) = (Coded::of(&x, of)?, Coded::of(&w, of)?);
                     let product = x.decode(DType::F64)?.broadcast_matmul(&w.decode(DType::F64)?.t()?)?;
@@ -385,6 +388,9 @@ mod tests {
                                 );
                                 let can = of == EightBits::F8E4M3 && dtype != DType::F32 && !scales_nothing;
                                 assert_eq!(by_library, can);
+                                let Problem { bias: added, gelu, .. } = library.last.get().unwrap();
+                                assert_eq!(added, can && bias.is_some());
+                                assert_eq!(gelu, can && activation == GeluTanh);
                             }
                             let library = StandIn { refuses: true, ..StandIn::default() };
                             let y = eight_bit_linear(&library, &x, &w, dtype, bias, activation, residual)?;
