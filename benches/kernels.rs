@@ -125,8 +125,8 @@ fn quantised(c: &mut Criterion) -> Result<()> {
         for (of, name) in [(EightBits::F8E4M3, "fp8_rows"), (EightBits::Int8, "int8_rows")] {
             let rounding = Linear::without_weight(k, n, None, Some(of))?;
             rounding.replace_weight(&w)?;
-            // Results spread by 0.33: a fourth of that.
-            layer(name, rounding, &w, 0.08)?;
+            // Of results that spread by 1, fp8's farthest in a million is off by 0.18.
+            layer(name, rounding, &w, 0.3)?;
         }
         let formats = [Format::F8E4M3, Format::Q8_0, Format::Q4_0, Format::Q4K, Format::Q5K, Format::Q6K];
         // What scripts/nvcc-without-gguf.sh leaves out.
